@@ -1,0 +1,1 @@
+"""The embedded tiny world: scenes, prompts, renderer, pretraining recipe, weights."""
