@@ -77,3 +77,40 @@ def train_vae(pictures: np.ndarray, out: Path, steps: int, seed: int, batch: int
             saved = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(saved, state)
     return vae
+
+
+@torch.no_grad()
+def encode_all(vae: AutoencoderKL, pictures: np.ndarray, path: Path) -> np.ndarray:
+    """Posterior means `(N, 16, 8, 8)` float16, made once and kept at `path`."""
+    if not path.exists():
+        parts = []
+        for k in range(0, len(pictures), 256):
+            x = to_unit(pictures[k : k + 256]).to(memory_format=torch.channels_last)
+            parts.append(vae.encode(x).latent_dist.mean.half().numpy())
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, np.concatenate(parts))
+        partial.rename(path)
+    return np.load(path)
+
+
+@torch.no_grad()
+def fold_scale(vae: AutoencoderKL, latents: np.ndarray) -> np.ndarray:
+    """Fold each channel's scale into the weights, so that latents have unit scale per channel.
+
+    The pipeline knows one scaling factor for all channels; a per-channel scale commutes with the
+    convolutions, so it moves into the encoder's last and the decoder's first one.
+
+    Returns:
+        `latents` in the new scale, shifted and scaled as the denoiser sees them, float32.
+    """
+    flat = latents.astype(np.float32)
+    scale = torch.from_numpy(flat.std((0, 2, 3)))
+    channels = len(scale)
+    last = vae.encoder.conv_out
+    last.weight[:channels] /= scale[:, None, None, None]
+    last.bias[:channels] /= scale
+    last.bias[channels:] -= 2 * scale.log()
+    vae.decoder.conv_in.weight *= scale[None, :, None, None]
+    flat /= scale.numpy()[None, :, None, None]
+    vae.register_to_config(scaling_factor=1.0, shift_factor=float(flat.mean()))
+    return flat - vae.config.shift_factor
