@@ -10,12 +10,11 @@ import itertools
 from collections.abc import Iterator, Mapping
 from functools import cache
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
-from ..core import Prompt
+from ..core import Prompt, Split
 from .scenes import COLORS, LETTERS, NUMBERS, PLURALS, RELATIONS, SHAPES
 
-Split = Literal["train", "test"]
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 WORD_TEMPLATES = ('the word "{}"', 'a sign that says "{}"', 'a poster with the text "{}"')
 GENERAL_TEMPLATES = ("a picture of {}", "a drawing of {}", "a poster with {}")

@@ -1,0 +1,1 @@
+"""Baselines: losses and recipes of the rivals of DiffusionOPD."""

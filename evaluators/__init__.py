@@ -1,0 +1,1 @@
+"""Evaluators: one file per task; the same object is reward and metric."""

@@ -1,0 +1,1 @@
+"""Tables and verdicts; reads records only, never torch."""
