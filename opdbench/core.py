@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from .errors import UserError, unknown
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Split = Literal["train", "test"]
+SAMPLERS = ("ode", "flow-sde", "dance-sde", "cps", "ddim")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,31 @@ class Prompt:
     task: str
     spec: Mapping[str, Any] = field(default_factory=dict)
     images: int = 1
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How to walk from noise to data.
+
+    Attributes:
+        name: one of `SAMPLERS`.
+        steps: number of denoising steps.
+        noise_level: a of flow-sde and cps, eta of dance-sde and ddim; unused by ode.
+        guidance: classifier-free guidance scale; 1 is a single conditional pass.
+    """
+
+    name: str = "ode"
+    steps: int = 10
+    noise_level: float = 0.0
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in SAMPLERS:
+            raise unknown("sampler", self.name, SAMPLERS)
+        if self.steps < 1:
+            raise UserError(f"sampler steps is {self.steps}; expected at least 1")
+        if self.noise_level < 0 or self.guidance < 0:
+            raise UserError(f"noise_level {self.noise_level} and guidance {self.guidance} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -115,3 +143,31 @@ class Evaluator(Protocol):
 def metric_key(evaluator: Evaluator) -> str:
     """Name, version and backend: `ocr@1[ppocr-v6-onnx]`."""
     return f"{evaluator.name}@{evaluator.version}[{evaluator.backend}]"
+
+
+@dataclass
+class Meter:
+    """Cost, counted exactly: denoiser forwards of one picture, by role.
+
+    Roles are rollout, teacher, student and evaluation; a forward with gradient counts 3, as its
+    backward costs about two forwards; guidance doubles all.
+
+    Attributes:
+        forwards: forward-equivalents by role.
+        images: pictures scored.
+        seconds: wall-clock time.
+        peak_mib: peak memory of the process (on a GPU: of the device), MiB.
+    """
+
+    forwards: dict[str, int] = field(default_factory=dict)
+    images: int = 0
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+
+    def count(self, role: str, pictures: int, passes: int = 1, grad: bool = False) -> None:
+        """Add the forwards of one velocity of `pictures` pictures."""
+        self.forwards[role] = self.forwards.get(role, 0) + pictures * passes * (3 if grad else 1)
+
+    def total(self) -> int:
+        """Forward-equivalents over all roles."""
+        return sum(self.forwards.values())

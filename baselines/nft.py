@@ -1,0 +1,104 @@
+"""DiffusionNFT (arXiv 2509.16117): RL on the forward process with an implicit negative policy.
+
+With r in [0, 1] the normalised reward of a picture x0, v the student and v_old the policy that made it,
+
+    v+ = b v + (1 - b) v_old,   v- = (1 + b) v_old - b v,
+    L  = mean( r |x0+ - x0|^2 + (1 - r) |x0- - x0|^2 ) / b,   x0+- = x_t - t v+-,
+
+each squared error divided by the mean absolute error of its branch (detached), as in the official
+code. Guidance stays at 1. Differences: `times` noise levels a picture instead of all of the rollout's,
+drawn per picture, and r is scaled by `sharpness` (the code's 1 / (2 * clip) is sharpness 0.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opdbench.methods import Actors, Batch
+from opdbench.walk import Noise
+
+
+@dataclass(frozen=True)
+class NFT:
+    """The loss of DiffusionNFT.
+
+    Attributes:
+        beta: strength of the implicit policies.
+        sharpness: slope from normalised advantage to r.
+        times: noise levels a picture is trained at in an update.
+        kl: weight of the squared distance to the base model's velocity.
+        old_slope, old_max: the old policy keeps min(old_slope * update, old_max) of itself.
+    """
+
+    beta: float = 1.0
+    sharpness: float = 0.5
+    times: int = 2
+    kl: float = 0.0
+    old_slope: float = 0.005
+    old_max: float = 0.5
+
+    needs_reward = True
+    needs_teacher = False
+    needs_old = True
+
+    def old_decay(self, update: int) -> float:
+        """Share of the old policy that is kept after `update`."""
+        return min(self.old_slope * update, self.old_max)
+
+    def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
+        """One loss a noise level."""
+        rollout = actors.rollout(batch)
+        r = optimality(rollout.rewards, batch.images, self.sharpness)
+        x0 = rollout.latents
+        fresh = Noise([f"{key}/nft" for key in batch.keys], tuple(x0.shape[1:]), x0.device)
+        times = torch.tensor([step.t for step in actors.steps], device=x0.device)
+        draw = Noise([f"{key}/time" for key in batch.keys], (len(times),)).draw().to(x0.device)
+        order = draw.argsort(1)
+        for k in range(self.times):
+            t = times[order[:, k % len(times)]]
+            yield self._branches(x0, t, fresh.draw(), r, batch, actors) / self.times
+
+    def _branches(
+        self, x0: Tensor, t: Tensor, noise: Tensor, r: Tensor, batch: Batch, actors: Actors
+    ) -> Tensor:
+        assert actors.old is not None
+        part = t[:, None, None, None]
+        x = (1 - part) * x0 + part * noise
+        with torch.no_grad():
+            old = actors.old.velocity(x, t, batch.condition)
+        v = actors.student.velocity(x, t, batch.condition)
+        actors.count("rollout", actors.old, len(batch))
+        actors.count("student", actors.student, len(batch), grad=True)
+        good = branch_error(x - part * (self.beta * v + (1 - self.beta) * old), x0)
+        bad = branch_error(x - part * ((1 + self.beta) * old - self.beta * v), x0)
+        known = ~r.isnan()
+        chance = r.nan_to_num(0.5)
+        loss = (torch.where(known, chance * good + (1 - chance) * bad, 0.0) / self.beta).mean()
+        if self.kl:
+            with torch.no_grad():
+                base = actors.base.velocity(x, t, batch.condition)
+            actors.count("rollout", actors.base, len(batch))
+            loss = loss + self.kl * (v - base).square().mean()
+        return loss
+
+
+def branch_error(predicted: Tensor, x0: Tensor) -> Tensor:
+    """Squared error of each picture over its own detached mean absolute error, `(B,)`."""
+    error = (predicted - x0).flatten(1)
+    scale = error.detach().abs().mean(1).clamp(min=1e-5)
+    return error.square().mean(1) / scale
+
+
+def optimality(rewards: Tensor, images: int, sharpness: float) -> Tensor:
+    """r in [0, 1] from rewards `(B,)`, `images` consecutive ones a prompt; NaN stays NaN.
+
+    Centred per prompt, divided by the standard deviation over the batch, then clip(A s + 1/2).
+    """
+    groups = rewards.view(-1, images)
+    centred = (groups - groups.nanmean(1, keepdim=True)).flatten()
+    spread = centred[~centred.isnan()].std().clamp(min=1e-4) if len(rewards) > 1 else centred.new_tensor(1.0)
+    return (centred / spread * sharpness + 0.5).clamp(0, 1)

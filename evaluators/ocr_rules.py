@@ -1,0 +1,74 @@
+"""Flow-GRPO's OCR reward over recognised strings (Liu et al. 2025, arXiv 2505.05470).
+
+The target is the text between the first two double quotes of the prompt; with target and recognised
+text stripped of spaces and lower-cased, and d the Levenshtein distance (0 if the recognised text
+contains the target, at most the target's length), the reward is 1 - d / len(target).
+
+Where the official code raises (no quote, nothing between the quotes) or prints an engine's error and
+scores 0, the picture is unscored here: `value` is None and `error` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rapidfuzz.distance import Levenshtein
+
+from opdbench.errors import UserError
+
+QUOTE = '"'
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The reward of one picture in [0, 1], or None and the reason."""
+
+    value: float | None
+    error: str = ""
+
+
+def quoted(prompt: str) -> str:
+    """Text between the first and the second `"`, or all after a single one, as in the official code.
+
+    Raises:
+        UserError: if there is no `"`, or nothing but spaces to read; the official code raises
+            `IndexError` and `ZeroDivisionError` there, for the whole batch.
+    """
+    parts = prompt.split(QUOTE)
+    if len(parts) < 2:
+        raise UserError(f'the prompt has no double quote ("), so there is no text to look for: {prompt!r}')
+    if not normalise(parts[1]):
+        raise UserError(f"the prompt's double quotes hold no text: {prompt!r}")
+    return parts[1]
+
+
+def normalise(text: str) -> str:
+    """Without U+0020 and in lower case; other white space, accents and punctuation stay."""
+    return text.replace(" ", "").lower()
+
+
+def unscored(error: str) -> Reading:
+    """Say why a picture has no reward."""
+    return Reading(None, error)
+
+
+def score_text(prompt: str, texts: Sequence[str] | None, scores: Sequence[float] | None = None) -> Reading:
+    """Reward of the strings that an engine read, in its order.
+
+    Args:
+        prompt: has the wanted text in double quotes.
+        texts: what was read; None or empty if the engine worked and found nothing.
+        scores: the engine's confidences; strings whose confidence is not above 0 are skipped.
+    """
+    try:
+        target = normalise(quoted(prompt))
+    except UserError as error:
+        return unscored(str(error))
+    texts = texts or ()
+    if scores is not None and len(scores) != len(texts):
+        return unscored(f"{len(texts)} recognised strings but {len(scores)} confidences")
+    kept = texts if scores is None else [t for t, s in zip(texts, scores, strict=True) if s > 0]
+    read = normalise("".join(kept))
+    distance = 0 if target in read else min(Levenshtein.distance(read, target), len(target))
+    return Reading(1 - distance / len(target))

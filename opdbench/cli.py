@@ -1,0 +1,225 @@
+"""The command line: verbs only; what is heavy is imported inside the verb."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from .errors import UserError, unknown
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Benchmark for giving one text-to-image diffusion model several skills at once.",
+)
+Format = Literal["table", "json"]
+FormatOption = Annotated[Format, typer.Option("--format", help="table or json")]
+OutOption = Annotated[Path, typer.Option("--out", help="folder of the runs")]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0`, `0,2` or `0-4` to numbers."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        if not low.isdigit() or (high and not high.isdigit()):
+            raise UserError(f"bad seeds {text!r}; expected numbers such as 0, 0,2 or 0-4")
+        seeds += range(int(low), int(high or low) + 1)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"bad seeds {text!r}; expected each seed once")
+    return seeds
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Option(help="recipe; `opdbench list` names them")] = "opd",
+    tasks: Annotated[str, typer.Option(help="tasks to learn, with commas between")] = "ocr,geneval",
+    model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
+    seeds: Annotated[str, typer.Option(help="0, 0,2 or 0-4")] = "0",
+    limit: Annotated[int | None, typer.Option(min=1, help="at most so many test prompts a task")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value; may be repeated")] = None,
+    config: Annotated[Path | None, typer.Option(help="a recipe file instead of --method")] = None,
+    out: OutOption = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and stop")] = False,
+    format_: FormatOption = "table",
+) -> None:
+    """Train the stages of a recipe, evaluate every policy, and print the table."""
+    from .config import RunConfig, load_recipe
+    from .registry import parse_tasks, recipe
+
+    wanted = parse_tasks(tasks)
+    plan = load_recipe(config or recipe(method), wanted, set_ or [])
+    numbers = parse_seeds(seeds)
+    _writable(out)
+    from .console import make_console
+    from .model import locate
+    from .runner import Runner
+    from .show import print_json, print_runs
+
+    locate(model)
+    console = make_console()
+    records = []
+    for seed in numbers:
+        runner = Runner(RunConfig(plan, wanted, model, seed, limit), out, fresh, _command(), console)
+        if dry_run:
+            _plan(runner)
+            continue
+        done = runner.finished()
+        if done is not None:
+            console.note(f"run {runner.folder} is finished; --fresh trains it again")
+        records.append(done or runner.run())
+        console.note(f"record: {runner.folder / 'record.json'}\npictures: {runner.folder / 'grid.png'}")
+    if records and format_ == "json":
+        from .leaderboards import table
+
+        print_json({"rows": [r for x in records for r in table.rows(x)], "costs": [table.costs(x) for x in records]})
+    elif records:
+        print_runs(records)
+
+
+def _plan(runner: object) -> None:
+    from .runner import Runner
+
+    assert isinstance(runner, Runner)
+    for stage in runner.config.recipe.stages:
+        one = runner.digests[stage.name]
+        state = "finished" if runner.store.finished_stage(one) else "to train"
+        print(f"{stage.name:20} {stage.method:8} {','.join(stage.tasks):24} {stage.updates:5} updates  {one}  {state}")
+    print(f"record: {runner.folder / 'record.json'}")
+
+
+def _writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write --out {str(out)!r}: {error.strerror}; choose another folder") from error
+    if not os.access(out, os.W_OK):
+        raise UserError(f"cannot write --out {str(out)!r}: no permission; choose another folder")
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["opdbench", *sys.argv[1:]])
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path] | None, typer.Argument(help="run folders or records; all of --out if none")] = None,
+    out: OutOption = Path("runs"),
+    format_: FormatOption = "table",
+) -> None:
+    """Put finished runs into one table, seeds together."""
+    from .leaderboards import table
+    from .record import RunRecord
+    from .show import print_json, print_runs
+
+    places = runs or sorted(path.parent for path in out.glob("*/record.json"))
+    if not places:
+        raise UserError(f"no finished run in {str(out)!r}; make one with `opdbench run`, or name run folders")
+    records = [RunRecord.load(place) for place in places]
+    if format_ == "json":
+        print_json(table.over_runs(records))
+    else:
+        print_runs(records)
+
+
+@app.command()
+def score(
+    task: Annotated[str, typer.Argument(help="geneval or ocr")],
+    file: Annotated[Path, typer.Argument(help="rows as JSON lines")],
+) -> None:
+    """Apply a task's rules to detections or recognised strings; one JSON line a row."""
+    import json
+
+    from .evaluators import scoring
+
+    if task not in scoring.TASKS:
+        raise unknown("task", task, scoring.TASKS)
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {str(file)!r}: {error}") from error
+    for row in scoring.score_rows(task, lines):
+        print(json.dumps(row))
+
+
+@app.command("list")
+def list_(format_: FormatOption = "table") -> None:
+    """Recipes, methods and tasks that are installed."""
+    from . import registry
+    from .show import print_json
+
+    found = {
+        "recipes": sorted(registry.recipes()),
+        "methods": registry.names("methods"),
+        "tasks": registry.names("evaluators"),
+    }
+    if format_ == "json":
+        print_json(found)
+    else:
+        for kind, names in found.items():
+            print(f"{kind:8} {', '.join(names)}")
+
+
+@app.command("eval")
+def eval_(
+    model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
+    adapter: Annotated[Path | None, typer.Option(help="a LoRA adapter written by opdbench")] = None,
+    tasks: Annotated[str, typer.Option(help="tasks to score, with commas between")] = "ocr,geneval",
+    guidance: Annotated[float, typer.Option(min=0, help="guidance scale")] = 3.0,
+    steps: Annotated[int, typer.Option(min=1, help="denoising steps")] = 10,
+    limit: Annotated[int | None, typer.Option(min=1, help="at most so many test prompts a task")] = None,
+    out: OutOption = Path("runs"),
+    format_: FormatOption = "table",
+) -> None:
+    """Score a model, with or without an adapter."""
+    from .registry import parse_tasks
+
+    wanted = parse_tasks(tasks)
+    _writable(out)
+    from .show import print_json
+    from .standalone import evaluate_model
+
+    rows = evaluate_model(model, adapter, wanted, guidance, steps, limit, out)
+    if format_ == "json":
+        print_json(rows)
+    else:
+        for row in rows:
+            value = "-" if row["value"] is None else f"{row['value']:.3f} ± {row['se']:.3f}"
+            print(f"{row['task']:12} {row['group'] or 'all':16} {value}  n {row['n']}, {row['unscored']} unscored")
+
+
+@app.command()
+def doctor(format_: FormatOption = "table") -> None:
+    """Check that the model loads and that each evaluator knows pictures with known answers."""
+    from .doctor import examine
+    from .show import print_json
+
+    checks = examine()
+    if format_ == "json":
+        print_json(checks)
+    else:
+        for check in checks:
+            print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['what']}")
+    if not all(check["ok"] for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> NoReturn:
+    """Entry point: a user's mistake is one line and exit code 2."""
+    from .runtime import quiet_libraries
+
+    quiet_libraries()
+    try:
+        app()
+    except UserError as error:
+        print(f"opdbench: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise SystemExit(0)

@@ -1,0 +1,107 @@
+"""The one evaluation path: generate, score, rows keyed by (prompt, index)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+
+from .config import digest
+from .core import Evaluator, Meter, Prompt, Sample, Sampler, metric_key
+from .flow import transitions
+from .model import Model, Policy
+from .record import read_samples, write_samples
+from .runtime import peak_mib
+from .walk import Noise, sample
+
+BATCH = 64
+PARTS = 4
+Progress = Callable[[int, int], None]
+
+
+def choose(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """At most `limit` prompts, evenly spread, so that every group keeps its share."""
+    if limit is None or limit >= len(prompts):
+        return list(prompts)
+    return [prompts[k * len(prompts) // limit] for k in range(limit)]
+
+
+def prompt_hash(prompts: Sequence[Prompt]) -> str:
+    """Hash of a prompt set: ids, texts, specs and picture counts."""
+    return digest([asdict(p) for p in prompts])
+
+
+def column_key(evaluator: Evaluator, prompts: Sequence[Prompt], sampler: Sampler, model: Model) -> str:
+    """What must agree for two numbers to share a column; guidance may differ, as policies own it."""
+    walk_key = f"{sampler.name}-{sampler.steps}"
+    return f"{metric_key(evaluator)} {prompt_hash(prompts)} {walk_key} {str(model.dtype).removeprefix('torch.')}"
+
+
+def generate(
+    model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[tuple[Prompt, int]]
+) -> list[Image.Image]:
+    """Pictures of (prompt, index) pairs; noise depends on the pair only, so methods are paired."""
+    keys = [f"evaluation/{prompt.id}/{index}" for prompt, index in pairs]
+    noise = Noise(keys, model.latent_shape, model.device)
+    condition = model.encode([prompt.text for prompt, _ in pairs])
+    steps = transitions(sampler, model.sigmas(sampler.steps))
+    return model.decode(sample(policy.at(condition), noise, steps))
+
+
+def evaluate(
+    model: Model,
+    policy: Policy,
+    sampler: Sampler,
+    evaluator: Evaluator,
+    prompts: Sequence[Prompt],
+    target: Path,
+    meter: Meter,
+    progress: Progress,
+) -> list[Sample]:
+    """Score a policy on one task; finished parts beside `target` are kept, so a killed run goes on."""
+    for prompt in prompts:
+        evaluator.check(prompt)
+    pairs = [(p, k) for p in prompts for k in range(p.images)]
+    part_size = BATCH * max(1, -(-len(pairs) // (BATCH * PARTS)))
+    rows: list[Sample] = []
+    parts = []
+    for number, first in enumerate(range(0, len(pairs), part_size)):
+        part = target.with_suffix(f".part{number}")
+        if not part.exists():
+            write_samples(part, _score(model, policy, sampler, evaluator, pairs[first : first + part_size], meter))
+        rows += read_samples(part)
+        parts.append(part)
+        progress(len(rows), len(pairs))
+    write_samples(target, rows)
+    for part in parts:
+        part.unlink()
+    return rows
+
+
+def _score(
+    model: Model,
+    policy: Policy,
+    sampler: Sampler,
+    evaluator: Evaluator,
+    pairs: Sequence[tuple[Prompt, int]],
+    meter: Meter,
+) -> list[Sample]:
+    rows = []
+    for first in range(0, len(pairs), BATCH):
+        start = time.perf_counter()
+        chunk = pairs[first : first + BATCH]
+        images = generate(model, policy, sampler, chunk)
+        scores = evaluator.score(images, [prompt for prompt, _ in chunk])
+        for (prompt, index), score in zip(chunk, scores, strict=True):
+            group = evaluator.group(prompt)
+            rows.append(
+                Sample(prompt.id, index, evaluator.name, group, score.value, score.reward, score.reason)
+            )
+        meter.count("evaluation", len(chunk) * sampler.steps, policy.passes)
+        meter.images += len(chunk)
+        meter.seconds += time.perf_counter() - start
+        meter.peak_mib = max(meter.peak_mib, peak_mib(model.device.type))
+    return rows

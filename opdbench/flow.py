@@ -1,0 +1,100 @@
+"""Samplers of rectified flow as exact one-step Gaussians, and the KL between two of them.
+
+x_t = (1 - t) x0 + t e, so v = e - x0; t = 1 is noise and t = 0 is data. Every first-order sampler
+here has a mean that is affine in the velocity, mu = c_x x + c_v v, and a scalar std. Coefficients are
+Python floats (fp64) that depend on the schedule alone; tensors meet them in fp32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from .core import Sampler
+from .errors import UserError
+
+Weighting = Literal["exact", "official", "ode"]
+WEIGHTINGS = ("exact", "official", "ode")
+
+
+@dataclass(frozen=True)
+class Transition:
+    """p(x' | x) = N(c_x x + c_v v, std^2 I) between `t` and `t_next`."""
+
+    index: int
+    t: float
+    t_next: float
+    c_x: float
+    c_v: float
+    std: float
+
+    def mean(self, x: Tensor, velocity: Tensor) -> Tensor:
+        """Mean of the next state, shape of `x`, fp32."""
+        return self.c_x * x + self.c_v * velocity.float()
+
+    def log_prob_mean(self, next_x: Tensor, mean: Tensor) -> Tensor:
+        """Gaussian log-density averaged over C, H, W (nats per dimension), `(B,)`."""
+        if self.std == 0:
+            raise UserError("a deterministic transition has no density; use a sampler with noise")
+        z = (next_x - mean) / self.std
+        return -0.5 * z.square().flatten(1).mean(1) - math.log(self.std) - 0.5 * math.log(2 * math.pi)
+
+
+def _diffused(t: float, t_next: float, sigma: float) -> tuple[float, float, float]:
+    """SDE with diffusion sigma that keeps the marginals (Flow-GRPO, arXiv 2505.05470, eq. 8-9)."""
+    dt, half = t_next - t, sigma * sigma / (2 * max(t, 1e-6))
+    return 1 + half * dt, (1 + half * (1 - t)) * dt, sigma * math.sqrt(-dt)
+
+
+def _renoised(t: float, t_next: float, std: float) -> tuple[float, float, float]:
+    """Predict data and noise, then re-noise to t' with `std` of it fresh (CPS, DDIM)."""
+    kept = math.sqrt(max(t_next * t_next - std * std, 0.0))
+    return (1 - t_next) + kept, -(1 - t_next) * t + kept * (1 - t), std
+
+
+def _coefficients(sampler: Sampler, t: float, t_next: float, t_second: float) -> tuple[float, float, float]:
+    a = sampler.noise_level
+    if sampler.name == "ode" or a == 0:
+        return 1.0, t_next - t, 0.0
+    if sampler.name == "flow-sde":
+        # At t = 1 the official code puts 1 - t_1 under the root; the drift keeps the true t.
+        left = 1 - t if t < 1 else 1 - t_second
+        return _diffused(t, t_next, a * math.sqrt(t / left))
+    if sampler.name == "dance-sde":
+        return _diffused(t, t_next, a)
+    if sampler.name == "cps":
+        return _renoised(t, t_next, t_next * math.sin(a * math.pi / 2))
+    overlap = (t_next * (1 - t)) ** 2 / max((t * (1 - t_next)) ** 2, 1e-30)
+    return _renoised(t, t_next, a * t_next * math.sqrt(max(0.0, 1 - overlap)))
+
+
+def transitions(sampler: Sampler, sigmas: Sequence[float]) -> list[Transition]:
+    """Transitions along `sigmas` (1 = t_0 > ... > t_N = 0)."""
+    pairs = list(zip(sigmas, sigmas[1:], strict=False))
+    return [
+        Transition(k, t, t_next, *_coefficients(sampler, t, t_next, sigmas[1]))
+        for k, (t, t_next) in enumerate(pairs)
+    ]
+
+
+def kl_weight(sampler: Sampler, step: Transition, weighting: Weighting) -> float:
+    """w in loss = w ||v_S - v_T||^2 for one transition.
+
+    exact: KL of the two Gaussians, c_v^2 / (2 std^2) (arXiv 2605.15055, eq. 10-15).
+    official: what the released code divides by, 2 sigma_t^2 without dt for flow-sde.
+    ode: c_v^2 / 2, the paper's deterministic form (eq. 12) and the only one without noise.
+    """
+    if weighting == "ode":
+        return step.c_v**2 / 2
+    if step.std == 0:
+        if sampler.noise_level == 0 or sampler.name == "ode":
+            raise UserError(f"weighting {weighting!r} needs a sampler with noise; use 'ode', or noise_level > 0")
+        return step.c_v**2 / 2  # ddim's and cps's last step is deterministic
+    std = step.std
+    if weighting == "official" and sampler.name == "flow-sde":
+        std /= math.sqrt(step.t - step.t_next)
+    return step.c_v**2 / (2 * max(std * std, 1e-8))

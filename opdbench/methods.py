@@ -1,0 +1,118 @@
+"""What a method sees: a batch of prompts, and the policies that act on it.
+
+A method is a frozen dataclass (its fields are its options) with `losses`, a generator of losses that
+the trainer back-propagates one at a time. So there is one training loop, and a loss can be a step of
+a walk in progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .core import Evaluator, Meter, Prompt, Sampler
+from .flow import Transition
+from .model import Condition, Model, Policy
+from .walk import Noise, sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The pictures of an update, in prompt order: `images` consecutive pictures a prompt.
+
+    Attributes:
+        prompts: one a picture.
+        keys: noise key of each picture.
+        images: pictures a prompt.
+        condition: encoded prompts, row by row.
+        noise: keyed by the pictures' keys.
+    """
+
+    prompts: Sequence[Prompt]
+    keys: Sequence[str]
+    images: int
+    condition: Condition
+    noise: Noise
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def rows_by_task(self) -> dict[str, Tensor]:
+        """Row numbers of each task's pictures."""
+        rows: dict[str, list[int]] = {}
+        for row, prompt in enumerate(self.prompts):
+            rows.setdefault(prompt.task, []).append(row)
+        device = self.condition.states.device
+        return {task: torch.tensor(found, device=device) for task, found in rows.items()}
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Finished pictures: final latents `(B, C, H, W)` and rewards `(B,)`, NaN where unscored."""
+
+    latents: Tensor
+    rewards: Tensor
+
+
+@dataclass
+class Actors:
+    """Policies and tools of a stage.
+
+    Attributes:
+        student: the trainable policy.
+        base: the untouched model at the student's guidance.
+        old: the lagging copy that rolls out, for methods that need one.
+        teachers: a frozen policy a task.
+    """
+
+    model: Model
+    student: Policy
+    base: Policy
+    old: Policy | None
+    teachers: Mapping[str, Policy]
+    evaluators: Mapping[str, Evaluator]
+    sampler: Sampler
+    steps: Sequence[Transition]
+    meter: Meter
+    reward: float | None = None
+
+    def count(self, role: str, policy: Policy, pictures: int, grad: bool = False) -> None:
+        """Meter one velocity of `policy`."""
+        self.meter.count(role, pictures, policy.passes, grad)
+
+    def rollout(self, batch: Batch) -> Rollout:
+        """Walk the old policy (the student if there is none), decode, and score by task."""
+        policy = self.old or self.student
+        latents = sample(policy.at(batch.condition), batch.noise, self.steps)
+        self.meter.count("rollout", len(batch) * len(self.steps), policy.passes)
+        rewards = torch.full((len(batch),), float("nan"))
+        images = self.model.decode(latents)
+        for task, rows in batch.rows_by_task().items():
+            picked = rows.tolist()
+            scores = self.evaluators[task].score([images[k] for k in picked], [batch.prompts[k] for k in picked])
+            for k, score in zip(picked, scores, strict=True):
+                if score.reward is not None:
+                    rewards[k] = score.reward
+        self.meter.images += len(batch)
+        self.reward = float(rewards.nanmean())
+        return Rollout(latents, rewards.to(latents.device))
+
+
+class Method(Protocol):
+    """A loss. Stateless: what lasts between updates lives in the trainer."""
+
+    needs_reward: bool
+    needs_teacher: bool
+    needs_old: bool
+
+    def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
+        """Scalar losses whose sum is the loss of the update."""
+        ...
+
+    def old_decay(self, update: int) -> float:
+        """Share of the old policy that is kept after `update`."""
+        ...

@@ -1,0 +1,195 @@
+"""The SD3 pipeline behind one small interface: encode, velocity with guidance, decode."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from PIL import Image
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from . import adapters
+from .adapters import Adapter, Lora
+from .errors import UserError
+from .walk import Velocity
+
+TINY = "tiny"
+MAX_TEXT = 128
+"""Tokens of T5 that the official code uses; fewer where the tokenizer says so."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Encoded prompts: token states `(B, L, D)` and pooled states `(B, P)`."""
+
+    states: Tensor
+    pooled: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Condition:
+        return Condition(self.states[rows], self.pooled[rows])
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A denoiser with its own guidance scale.
+
+    The only place where classifier-free guidance is applied: v = v_u + g (v_c - v_u); a scale of 1 is
+    a single conditional pass. With gradient, it flows through both branches, as in the official code.
+    """
+
+    network: SD3Transformer2DModel
+    guidance: float
+    empty: Condition
+    dtype: torch.dtype
+
+    @property
+    def passes(self) -> int:
+        """Denoiser forwards that one velocity of one picture costs."""
+        return 1 if self.guidance == 1 else 2
+
+    def velocity(self, x: Tensor, t: float | Tensor, condition: Condition) -> Tensor:
+        """Guided velocity, fp32 `(B, C, H, W)`.
+
+        Args:
+            x: latents `(B, C, H, W)`.
+            t: time in [0, 1], one for all or `(B,)`.
+            condition: encoded prompts of the `B` pictures.
+        """
+        times = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
+        states, pooled = condition.states, condition.pooled
+        if self.passes == 2:
+            empty = self.empty
+            x, times = torch.cat([x, x]), torch.cat([times, times])
+            states = torch.cat([empty.states.expand_as(states), states])
+            pooled = torch.cat([empty.pooled.expand_as(pooled), pooled])
+        # For few tokens plain attention beats the CPU's fused one, whose backward is slow.
+        plain = sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else nullcontext()
+        mixed = torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with plain, mixed:
+            out = self.network(
+                hidden_states=x,
+                timestep=1000 * times,
+                encoder_hidden_states=states,
+                pooled_projections=pooled,
+                return_dict=False,
+            )[0].float()
+        if self.passes == 1:
+            return out
+        without, with_text = out.chunk(2)
+        return without + self.guidance * (with_text - without)
+
+    def at(self, condition: Condition) -> Velocity:
+        """The velocity field for fixed prompts, as `walk` wants it."""
+        return lambda x, t: self.velocity(x, t, condition)
+
+
+class Model:
+    """A loaded pipeline; denoisers with adapters are made from it."""
+
+    def __init__(
+        self, source: str = TINY, device: str | None = None, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        """Load `source`: `tiny`, a folder, or a hub id of a Stable Diffusion 3 pipeline."""
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype, self.source = dtype, source
+        pipe = _load(source)
+        self.vae = pipe.vae.to(self.device).requires_grad_(False).eval()
+        self._pipe = pipe
+        self._scheduler = pipe.scheduler
+        self.base = pipe.transformer.to(self.device, dtype).requires_grad_(False).eval()
+        for encoder in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
+            encoder.to(self.device).requires_grad_(False).eval()
+        config = self.base.config
+        self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
+        self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
+        self.empty = self.encode([""])
+
+    def sigmas(self, steps: int) -> list[float]:
+        """The scheduler's times 1 = t_0 > ... > t_N = 0."""
+        scheduler = copy.deepcopy(self._scheduler)
+        scheduler.set_timesteps(steps)
+        return [float(s) for s in scheduler.sigmas]
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Condition:
+        """Encode prompts; each text is encoded once, alone, so that batching changes nothing."""
+        length = min(self._pipe.tokenizer_3.model_max_length, MAX_TEXT)
+        for text in texts:
+            if text not in self._encoded:
+                states, _, pooled, _ = self._pipe.encode_prompt(
+                    prompt=text,
+                    prompt_2=None,
+                    prompt_3=None,
+                    device=self.device,
+                    do_classifier_free_guidance=False,
+                    max_sequence_length=length,
+                )
+                self._encoded[text] = (states.to(self.dtype), pooled.to(self.dtype))
+        found = [self._encoded[text] for text in texts]
+        return Condition(torch.cat([s for s, _ in found]), torch.cat([p for _, p in found]))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """RGB pictures of latents `(B, C, H, W)`."""
+        scaled = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        pixels = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0].float()
+        pixels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+    def frozen(self, adapter: Adapter | None, guidance: float) -> Policy:
+        """A policy whose adapter is folded into a frozen copy of the denoiser."""
+        if adapter is None:
+            return Policy(self.base, guidance, self.empty, self.dtype)
+        network = copy.deepcopy(self.base)
+        adapters.fold(network, self.base, adapter)
+        return Policy(network, guidance, self.empty, self.dtype)
+
+    def student(self, lora: Lora, guidance: float, seed: int, start: Adapter | None = None) -> Policy:
+        """A trainable policy: a copy of the denoiser with a fresh adapter, or with `start`'s."""
+        network = copy.deepcopy(self.base)
+        adapters.attach(network, lora, seed)
+        if start is not None:
+            adapters.write(network, start.tensors)
+        return Policy(network, guidance, self.empty, self.dtype)
+
+
+def tiny_folder() -> Path:
+    """Where the embedded model lies."""
+    return Path(str(files("opdbench.tiny.model")))
+
+
+def locate(source: str) -> str:
+    """A folder or hub id that diffusers understands; `UserError` if it is not an SD3 pipeline."""
+    path = tiny_folder() if source == TINY else Path(source)
+    index = path / "model_index.json"
+    if index.is_file():
+        try:
+            name = json.loads(index.read_text()).get("_class_name")
+        except (ValueError, AttributeError):
+            name = None
+        if name != "StableDiffusion3Pipeline":
+            raise UserError(f"model {source!r} is a {name!r}; expected a StableDiffusion3Pipeline")
+        return str(path)
+    if path.exists() or source.count("/") != 1:
+        raise UserError(
+            f"unknown model {source!r}: no model_index.json there; "
+            f"expected {TINY!r}, the folder of an SD3 pipeline, or a hub id such as stabilityai/stable-diffusion-3.5-medium"
+        )
+    return source
+
+
+def _load(source: str) -> StableDiffusion3Pipeline:
+    place = locate(source)
+    try:
+        return StableDiffusion3Pipeline.from_pretrained(place, torch_dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"cannot load model {source!r}: {line}") from error

@@ -1,0 +1,162 @@
+"""Records: what a finished run leaves, and the store of finished stages and evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .core import Estimate, Meter, Sample
+from .errors import UserError
+from .runtime import read_json, write_json, write_text
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table.
+
+    Attributes:
+        task: evaluator.
+        key: what may share a column: metric key, prompt-set hash, sampler and precision.
+        trained: whether the policy was trained on this task.
+        estimate: the number.
+        groups: the same for each stratum (GenEval's tags), if there are several.
+    """
+
+    task: str
+    key: str
+    trained: bool
+    estimate: Estimate
+    groups: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage: its digest, cost, and whether it was found instead of trained here."""
+
+    name: str
+    method: str
+    digest: str
+    tasks: tuple[str, ...]
+    reused: bool
+    meter: Meter
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """A policy's cells; `role` is base, teacher or student; `evaluation` is what scoring it cost."""
+
+    name: str
+    role: str
+    sampler: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    evaluation: Meter
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The product of a run; its existence means that the run is complete."""
+
+    digest: str
+    group: str
+    method: str
+    tasks: tuple[str, ...]
+    seed: int
+    model: Mapping[str, str]
+    config: Mapping[str, Any]
+    stages: tuple[StageResult, ...]
+    policies: tuple[PolicyResult, ...]
+    environment: Mapping[str, str]
+    command: str
+    schema: int = SCHEMA
+
+    def save(self, folder: Path) -> Path:
+        """Write `record.json`; the last thing that a run does."""
+        path = folder / "record.json"
+        write_json(path, asdict(self))
+        return path
+
+    @staticmethod
+    def load(path: Path) -> RunRecord:
+        """Read a record from its file or its run folder."""
+        file = path / "record.json" if path.is_dir() else path
+        if not file.exists():
+            what = "not finished (no record.json)" if path.is_dir() else "absent"
+            raise UserError(f"run {str(path)!r} is {what}; run its command again to finish it, or name another")
+        raw = read_json(file)
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+            raise UserError(f"record {str(file)!r} has schema {found!r}; expected {SCHEMA}")
+        try:
+            stages = tuple(StageResult(**{**s, "meter": Meter(**s["meter"])}) for s in raw.pop("stages"))
+            policies = tuple(_policy(p) for p in raw.pop("policies"))
+            return RunRecord(stages=stages, policies=policies, **raw)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"record {str(file)!r} is damaged ({error}); run its command again") from error
+
+
+def _policy(raw: Mapping[str, Any]) -> PolicyResult:
+    cells = tuple(
+        Cell(
+            c["task"],
+            c["key"],
+            c["trained"],
+            Estimate(**c["estimate"]),
+            {name: Estimate(**e) for name, e in c["groups"].items()},
+        )
+        for c in raw["cells"]
+    )
+    return PolicyResult(raw["name"], raw["role"], raw["sampler"], cells, Meter(**raw["evaluation"]))
+
+
+def write_samples(path: Path, samples: Iterable[Sample], extra: Mapping[str, Any] | None = None) -> None:
+    """Rows as JSON lines, whole or not at all."""
+    lines = [json.dumps({**(extra or {}), **asdict(s)}, separators=(",", ":")) for s in samples]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Rows written by `write_samples`."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        return [Sample(**row) for row in rows]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read rows {str(path)!r}: {error}; delete it and run again") from error
+
+
+@dataclass(frozen=True)
+class Store:
+    """Finished stages and evaluations by digest: one folder to write, others to look in.
+
+    Layout of each: `stages/<digest>/stage.json` (its last file) and `evals/<digest>.jsonl`.
+    """
+
+    root: Path
+    shipped: Sequence[Path] = ()
+
+    def stage(self, digest: str) -> Path:
+        """Folder in which to train a stage."""
+        folder = self.root / "stages" / digest
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {str(folder)!r}: {error.strerror}; choose a writable --out") from error
+        return folder
+
+    def finished_stage(self, digest: str) -> Path | None:
+        """Folder of a finished stage."""
+        places = [place / "stages" / digest for place in (self.root, *self.shipped)]
+        return next((p for p in places if (p / "stage.json").exists()), None)
+
+    def evaluation(self, digest: str) -> Path:
+        """File in which to write an evaluation."""
+        return self.root / "evals" / f"{digest}.jsonl"
+
+    def finished_evaluation(self, digest: str) -> Path | None:
+        """File of a finished evaluation."""
+        places = [place / "evals" / f"{digest}.jsonl" for place in (self.root, *self.shipped)]
+        return next((p for p in places if p.exists()), None)

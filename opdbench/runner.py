@@ -1,0 +1,226 @@
+"""From a run's configuration to its record: find or train stages, evaluate policies, write."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+from .adapters import Adapter
+from .config import RunConfig, Stage, digest
+from .core import Estimate, Evaluator, Meter, Sample, Sampler
+from .evaluate import choose, column_key, evaluate, prompt_hash
+from .grid import save_grid
+from .model import TINY, Model, Policy, locate
+from .record import (
+    Cell,
+    PolicyResult,
+    RunRecord,
+    StageResult,
+    Store,
+    read_samples,
+    write_samples,
+)
+from .registry import evaluator as make_evaluator
+from .registry import names
+from .runtime import environment, hash_folder, read_json, write_json
+from .stats import estimate
+from .trainer import Trainer
+
+FORMAT = 1
+"""Raised when trained weights or scores change for the same configuration."""
+
+
+class Console(Protocol):
+    """What a run tells while it goes on."""
+
+    def note(self, text: str) -> None:
+        """A line of news."""
+        ...
+
+    def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
+        """A step of something with a known end."""
+        ...
+
+
+def shipped() -> Path:
+    """The teachers and evaluations that come with the package."""
+    return Path(str(files("opdbench.tiny.teachers")))
+
+
+def model_hash(source: str) -> str:
+    """What identifies the weights: a hash of a folder's files, or the hub id itself."""
+    place = Path(locate(source))
+    return hash_folder(place) if place.is_dir() else source
+
+
+def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
+    """Digest of each stage: its settings, seed, model, and the stages that it builds on."""
+    found: dict[str, str] = {}
+    for stage in config.recipe.stages:
+        needs = []
+        for task, name in stage.teachers:
+            if name not in found:
+                raise ValueError(f"stage {stage.name!r} needs {name!r}, which does not come before it")
+            needs.append((task, found[name]))
+        found[stage.name] = digest([FORMAT, stage, config.seed, weights, needs])
+    return found
+
+
+def run_digests(config: RunConfig, weights: str) -> tuple[str, str]:
+    """Digest of a run, and of its group: the same run with another seed."""
+    one = digest([FORMAT, config, weights])
+    return one, digest([FORMAT, replace(config, seed=0), weights])
+
+
+def run_folder(out: Path, config: RunConfig, weights: str) -> Path:
+    """Where the run's record lies."""
+    one, _ = run_digests(config, weights)
+    return out / f"{config.recipe.name}-{'-'.join(config.tasks)}-s{config.seed}-{one[:8]}"
+
+
+@dataclass
+class Actor:
+    """A policy to evaluate."""
+
+    name: str
+    role: str
+    tasks: tuple[str, ...]
+    sampler: Sampler
+    adapter: Adapter | None
+
+
+class Runner:
+    """One run."""
+
+    def __init__(self, config: RunConfig, out: Path, fresh: bool, command: str, console: Console) -> None:
+        """Resolve what is there; nothing is trained yet."""
+        self.config, self.console, self.command = config, console, command
+        self.weights = model_hash(config.model)
+        self.digests = stage_digests(config, self.weights)
+        self.folder = run_folder(out, config, self.weights)
+        if fresh:
+            if (self.folder / "record.json").exists():
+                shutil.rmtree(self.folder)
+            self.store = Store(self.folder)
+        else:
+            self.store = Store(out, (shipped(),))
+        self.fresh = fresh
+
+    def finished(self) -> RunRecord | None:
+        """The record, if this very run is complete."""
+        path = self.folder / "record.json"
+        return RunRecord.load(path) if path.exists() and not self.fresh else None
+
+    def run(self) -> RunRecord:
+        """Train what is missing, evaluate, and write the record."""
+        model = Model(self.config.model)
+        self.model = model
+        self.evaluators = {name: make_evaluator(name) for name in names("evaluators")}
+        results, actors = self._stages()
+        policies = tuple(self._evaluate(actor) for actor in actors)
+        save_grid(self.folder / "grid.png", model, self._grid_rows(actors), self.evaluators, self.config.tasks)
+        one, group = run_digests(self.config, self.weights)
+        record = RunRecord(
+            digest=one,
+            group=group,
+            method=self.config.recipe.name,
+            tasks=self.config.tasks,
+            seed=self.config.seed,
+            model={"source": self.config.model, "hash": self.weights},
+            config=asdict(self.config),
+            stages=tuple(results),
+            policies=policies,
+            environment=environment(),
+            command=self.command,
+        )
+        record.save(self.folder)
+        return record
+
+    def _grid_rows(self, actors: Sequence[Actor]) -> list[tuple[str, Policy, Sampler]]:
+        return [(a.name, self.model.frozen(a.adapter, a.sampler.guidance), a.sampler) for a in actors]
+
+    def _stages(self) -> tuple[list[StageResult], list[Actor]]:
+        results, done = [], {}
+        actors = [Actor("base", "base", (), self.config.recipe.base_sampler, None)]
+        last = self.config.recipe.stages[-1].name if self.config.recipe.stages else ""
+        for stage in self.config.recipe.stages:
+            adapter, meter, reused = self._stage(stage, done)
+            done[stage.name] = (stage, adapter)
+            results.append(
+                StageResult(stage.name, stage.method, self.digests[stage.name], stage.tasks, reused, meter)
+            )
+            role = "student" if stage.name == last and len(self.config.recipe.stages) > 1 else "teacher"
+            actors.append(Actor(stage.name, role, stage.tasks, stage.eval_sampler, adapter))
+        return results, actors
+
+    def _stage(self, stage: Stage, done: Mapping[str, tuple[Stage, Adapter]]) -> tuple[Adapter, Meter, bool]:
+        name = self.digests[stage.name]
+        found = self.store.finished_stage(name)
+        if found is not None:
+            about = read_json(found / "stage.json")
+            self.console.note(f"stage {stage.name}: found finished ({name}), its cost is counted")
+            return Adapter.load(found / "adapter.safetensors"), Meter(**about["meter"]), True
+        folder = self.store.stage(name)
+        teachers: dict[str, Policy] = {}
+        for task, source in stage.teachers:
+            teacher, adapter = done[source]
+            teachers[task] = self.model.frozen(adapter, teacher.sampler.guidance)
+        trainer = Trainer(stage, self.config.seed, self.model, self.evaluators, teachers, folder)
+        if trainer.state.update:
+            self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")
+        adapter = trainer.run(lambda line: self.console.progress(stage.name, line["update"], stage.updates, line))
+        adapter.save(folder / "adapter.safetensors")
+        trainer.write_log()
+        about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.weights, "digest": name}
+        write_json(folder / "stage.json", {**about, "meter": asdict(trainer.state.meter)})
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        return adapter, trainer.state.meter, False
+
+    def _evaluate(self, actor: Actor) -> PolicyResult:
+        policy = self.model.frozen(actor.adapter, actor.sampler.guidance)
+        meter, cells = Meter(), []
+        known = actor.adapter.digest() if actor.adapter else "base"
+        for name, evaluator in self.evaluators.items():
+            prompts = choose(evaluator.prompts("test"), self.config.limit)
+            key = column_key(evaluator, prompts, actor.sampler, self.model)
+            one = digest([FORMAT, known, self.weights, actor.sampler, key, prompt_hash(prompts)])
+            samples = self._samples(one, actor, policy, evaluator, meter)
+            write_samples(self.folder / "samples" / f"{actor.name}-{name}.jsonl", samples)
+            groups: dict[str, list[Sample]] = defaultdict(list)
+            for row in samples:
+                groups[row.group].append(row)
+            strata: dict[str, Estimate] = {}
+            if len(groups) > 1:
+                strata = {g: estimate(rows) for g, rows in groups.items()}
+            cells.append(Cell(name, key, name in actor.tasks, estimate(samples), strata))
+        images = sum(c.estimate.n + c.estimate.unscored for c in cells)
+        meter.forwards = {"evaluation": images * actor.sampler.steps * policy.passes}
+        meter.images = images
+        return PolicyResult(actor.name, actor.role, asdict(actor.sampler), tuple(cells), meter)
+
+    def _samples(
+        self, one: str, actor: Actor, policy: Policy, evaluator: Evaluator, meter: Meter
+    ) -> list[Sample]:
+        found = self.store.finished_evaluation(one)
+        if found is not None:
+            return read_samples(found)
+        prompts = choose(evaluator.prompts("test"), self.config.limit)
+        title = f"evaluate {actor.name} on {evaluator.name}"
+        return evaluate(
+            self.model,
+            policy,
+            actor.sampler,
+            evaluator,
+            prompts,
+            self.store.evaluation(one),
+            meter,
+            lambda n, total: self.console.progress(title, n, total, {}),
+        )
+
+
+__all__ = ["TINY", "Console", "Runner", "run_folder", "shipped"]

@@ -1,0 +1,93 @@
+"""Files that are whole or absent, facts about the machine, peak memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically; `UserError` if the place is not writable."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable --out") from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a broken file is a `UserError` that says what to do."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {str(path)!r}: {error}; delete it and run the same command again") from error
+
+
+def hash_folder(folder: Path) -> str:
+    """Hash of the names and contents of a folder's files."""
+    state = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        if path.suffix == ".py":
+            continue
+        state.update(path.relative_to(folder).as_posix().encode())
+        state.update(path.read_bytes())
+    return state.hexdigest()[:16]
+
+
+def peak_mib(device: str) -> float:
+    """Peak memory of the device, or of the process on a CPU, in MiB."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20
+
+
+def environment() -> dict[str, str]:
+    """Versions and commit that a number may depend on."""
+    facts = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for name in ("opdbench", "torch", "diffusers", "transformers", "peft", "rapidocr", "onnxruntime"):
+        try:
+            facts[name] = version(name)
+        except PackageNotFoundError:
+            facts[name] = "absent"
+    facts["commit"] = _commit()
+    return facts
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def quiet_libraries() -> None:
+    """Settings that must precede torch and the model libraries; the user's own values win."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a spinning thread starves the other process
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,202 @@
+"""One training loop for all methods: batches, losses, optimizer, averages, checkpoints, meter."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import adapters
+from .adapters import Adapter, Lora
+from .config import Stage, method_options
+from .core import Evaluator, Meter, Prompt
+from .errors import UserError
+from .flow import transitions
+from .methods import Actors, Batch, Method
+from .model import Model, Policy
+from .registry import load
+from .runtime import peak_mib, write_text
+from .walk import Noise
+
+CHECKPOINT_EVERY = 5
+Report = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class State:
+    """What lasts between updates, and is in every checkpoint."""
+
+    update: int
+    meter: Meter
+    average: dict[str, Tensor]
+    old: dict[str, Tensor]
+    log: list[dict[str, Any]]
+
+
+def pick_prompts(pool: Sequence[Prompt], key: str, first: int, count: int) -> list[Prompt]:
+    """Prompts `first` to `first + count` of an endless series of seeded permutations of `pool`."""
+    found, orders = [], {}
+    for position in range(first, first + count):
+        epoch, place = divmod(position, len(pool))
+        if epoch not in orders:
+            orders[epoch] = list(range(len(pool)))
+            Random(f"{key}/{epoch}").shuffle(orders[epoch])
+        found.append(pool[orders[epoch][place]])
+    return found
+
+
+class Trainer:
+    """Trains one stage in `folder`, going on from its last checkpoint."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        seed: int,
+        model: Model,
+        evaluators: Mapping[str, Evaluator],
+        teachers: Mapping[str, Policy],
+        folder: Path,
+    ) -> None:
+        """Build student, optimizer and actors; read the checkpoint if there is one."""
+        self.stage, self.seed, self.model, self.folder = stage, seed, model, folder
+        self.method: Method = method_options(load("methods", stage.method), stage.options, stage.name)
+        self.key = f"{seed}/{stage.name}"
+        self.lora = Lora(stage.rank, stage.alpha, stage.targets or adapters.ATTENTION)
+        self.pools = {task: evaluators[task].prompts("train") for task in stage.tasks}
+        if self.method.needs_teacher and set(teachers) != set(stage.tasks):
+            raise UserError(f"stage {stage.name!r} has teachers for {sorted(teachers)}; expected {sorted(stage.tasks)}")
+        if stage.prompts % len(stage.tasks):
+            raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts do not split over {len(stage.tasks)} tasks")
+        guidance = stage.sampler.guidance
+        self.student = model.student(self.lora, guidance, seed)
+        self.parameters = adapters.trainable(self.student.network)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=stage.lr, weight_decay=stage.weight_decay, betas=(0.9, 0.999)
+        )
+        fresh = adapters.read(self.student.network)
+        self.state = State(0, Meter(), fresh, dict(fresh), [])
+        self._resume()
+        old = model.frozen(Adapter(self.state.old, self.lora), guidance) if self.method.needs_old else None
+        self.actors = Actors(
+            model=model,
+            student=self.student,
+            base=model.frozen(None, guidance),
+            old=old,
+            teachers=teachers,
+            evaluators=evaluators,
+            sampler=stage.sampler,
+            steps=transitions(stage.sampler, model.sigmas(stage.sampler.steps)),
+            meter=self.state.meter,
+        )
+
+    def run(self, report: Report) -> Adapter:
+        """Train to the end; `report` gets one line of figures an update. Returns the averaged adapter."""
+        last = time.perf_counter()
+        for update in range(self.state.update, self.stage.updates):
+            line = self._update(update)
+            now = time.perf_counter()
+            meter = self.state.meter
+            meter.seconds, last = meter.seconds + now - last, now
+            meter.peak_mib = max(meter.peak_mib, peak_mib(self.model.device.type))
+            line |= {"forwards": meter.total(), "seconds": round(meter.seconds, 3)}
+            self.state.log.append(line)
+            self.state.update = update + 1
+            report(line)
+            if (update + 1) % CHECKPOINT_EVERY == 0 or update + 1 == self.stage.updates:
+                self._save()
+        return Adapter(self.state.average, self.lora)
+
+    def _batch(self, update: int) -> Batch:
+        each, images = self.stage.prompts // len(self.stage.tasks), self.stage.images
+        prompts = [
+            prompt
+            for task in self.stage.tasks
+            for prompt in pick_prompts(self.pools[task], f"{self.key}/{task}", update * each, each)
+            for _ in range(images)
+        ]
+        keys = [f"{self.key}/{update}/{p.id}/{k}" for k, p in enumerate(prompts)]
+        condition = self.model.encode([p.text for p in prompts])
+        return Batch(prompts, keys, images, condition, Noise(keys, self.model.latent_shape, self.model.device))
+
+    def _update(self, update: int) -> dict[str, Any]:
+        batch = self._batch(update)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.model.device)
+        for loss in self.method.losses(batch, self.actors):
+            loss.backward()
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip)
+        if not torch.isfinite(norm):
+            raise UserError(f"stage {self.stage.name!r}: gradient is {norm.item()} at update {update}; lower lr")
+        self.optimizer.step()
+        self._follow(update)
+        line: dict[str, Any] = {"update": update + 1, "loss": total.item(), "grad_norm": norm.item()}
+        if self.method.needs_reward:
+            line["reward"] = self.actors.reward
+        return line
+
+    def _follow(self, update: int) -> None:
+        """Move the weight average and the old policy after the student."""
+        now = adapters.read(self.student.network)
+        _blend(self.state.average, now, min(self.stage.ema, (1 + update) / (10 + update)))
+        if self.actors.old is not None:
+            _blend(self.state.old, now, self.method.old_decay(update))
+            adapters.fold(self.actors.old.network, self.model.base, Adapter(self.state.old, self.lora))
+
+    def _save(self) -> None:
+        """One file with everything that the next update needs, written whole or not at all."""
+        tensors = {f"average/{k}": v for k, v in self.state.average.items()}
+        tensors |= {f"old/{k}": v for k, v in self.state.old.items()}
+        tensors |= {f"student/{k}": v for k, v in adapters.read(self.student.network).items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().clone()
+        about = {"update": self.state.update, "meter": asdict(self.state.meter), "log": self.state.log}
+        partial = self.folder / "checkpoint.partial"
+        try:
+            save_file(tensors, partial, metadata={"state": json.dumps(about)})
+            partial.replace(self.folder / "checkpoint.safetensors")
+        except OSError as error:
+            raise UserError(f"cannot write a checkpoint in {str(self.folder)!r}: {error}") from error
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.safetensors"
+        if not path.exists():
+            return
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise UserError(f"cannot read checkpoint {str(path)!r}: {error}; delete it and run again") from error
+        part = {kind: _under(kind, tensors) for kind in ("average", "old", "student")}
+        adapters.write(self.student.network, part["student"])
+        for name, parameter in self.parameters.items():
+            kinds = ("step", "exp_avg", "exp_avg_sq")
+            self.optimizer.state[parameter] = {
+                k: tensors[f"optimizer/{k}/{name}"].to(parameter.device if k != "step" else "cpu") for k in kinds
+            }
+        meter = Meter(**about["meter"])
+        self.state = State(about["update"], meter, part["average"], part["old"], about["log"])
+
+    def write_log(self) -> None:
+        """The learning curve, one JSON line an update."""
+        write_text(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.state.log))
+
+
+def _under(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{kind}/"): v for k, v in tensors.items() if k.startswith(f"{kind}/")}
+
+
+def _blend(target: dict[str, Tensor], now: Mapping[str, Tensor], keep: float) -> None:
+    for name, value in now.items():
+        target[name] = keep * target[name] + (1 - keep) * value
