@@ -34,7 +34,7 @@ GRID = np.linspace(-3.0, 3.0, 33)
 SOFTNESS = 0.08
 """Blur of the templates in these coordinates, about that of an anti-aliased edge."""
 
-WORST_IOU, BEST_IOU = 0.5, 0.83
+WORST_IOU, BEST_IOU = 0.68, 0.86
 """Soft IoU of the scores 0 and 1."""
 
 
@@ -121,7 +121,9 @@ def detect(image: Image.Image) -> list[Detection]:
     border = np.concatenate([pixels[:2], pixels[-2:], pixels[:, :2].swapaxes(0, 1), pixels[:, -2:].swapaxes(0, 1)], 1)
     background = np.median(border.reshape(-1, 3), axis=0)
     difference = pixels - background
-    labels, _ = ndimage.label(np.square(difference).sum(2) > DISTANCE**2)
+    distance = np.sqrt(np.square(difference).sum(2))
+    # Half of the local maximum parts shapes that nearly touch, and undoes a soft edge.
+    labels, _ = ndimage.label(distance > np.maximum(ndimage.maximum_filter(distance, 5) / 2, DISTANCE))
     found = []
     for label, box in enumerate(ndimage.find_objects(labels), 1):
         window = tuple(slice(max(side.start - 2, 0), side.stop + 2) for side in box)

@@ -1,0 +1,30 @@
+"""The trained parts as a diffusers pipeline folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+
+from .build import TinyModel, build_scheduler
+
+
+def export(model: TinyModel, vae: AutoencoderKL, folder: Path) -> None:
+    """Write what `StableDiffusion3Pipeline.from_pretrained` loads; the denoiser as fp16, to be small."""
+    pipe = StableDiffusion3Pipeline(
+        transformer=model.transformer.half(),
+        scheduler=build_scheduler(),
+        vae=vae.float(),
+        text_encoder=model.clip_1,
+        tokenizer=model.clip_tokenizer,
+        text_encoder_2=model.clip_2,
+        tokenizer_2=model.clip_tokenizer,
+        text_encoder_3=model.t5,
+        tokenizer_3=model.t5_tokenizer,
+    )
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipe.save_pretrained(partial, safe_serialization=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
