@@ -1,0 +1,82 @@
+"""Recipes, overrides, digests: what is accepted, and the one clear line for what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from opdbench.config import digest, load_recipe
+from opdbench.errors import UserError
+from opdbench.registry import parse_tasks, recipe, recipes
+
+OPD = recipe("opd")
+
+
+def test_every_shipped_recipe_loads():
+    for path in recipes().values():
+        plan = load_recipe(path, ("ocr", "geneval"))
+        assert plan.description
+
+
+def test_a_stage_for_each_task_and_its_teachers():
+    plan = load_recipe(OPD, ("ocr", "geneval"))
+    assert [s.name for s in plan.stages] == ["teacher-ocr", "teacher-geneval", "student"]
+    assert plan.stages[-1].teachers == (("ocr", "teacher-ocr"), ("geneval", "teacher-geneval"))
+    assert plan.stages[0].tasks == ("ocr",)
+
+
+def test_overrides_reach_stages_and_tables():
+    plan = load_recipe(OPD, ("ocr",), ["student.updates=3", "teacher.sampler.steps=4", "base_sampler.guidance=2.0"])
+    assert plan.stages[-1].updates == 3
+    assert plan.stages[0].sampler.steps == 4
+    assert plan.base_sampler.guidance == 2.0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.update=3", "did you mean 'updates'"),
+        ("studnt.updates=3", "did you mean 'student'"),
+        ("student.updates='many'", "updates is 'many'; expected int"),
+        ("student.updates=0", "expected at least 1"),
+        ("updates=3", "expected stage.key=value"),
+        ("student", "expected stage.key=value"),
+        ("student.sampler.step=3", "did you mean 'steps'"),
+    ],
+)
+def test_bad_overrides_are_one_clear_line(override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(OPD, ("ocr",), [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_are_suggested():
+    with pytest.raises(UserError, match="did you mean 'geneval'"):
+        parse_tasks("ocr,genval")
+    with pytest.raises(UserError, match="did you mean 'opd'"):
+        recipe("opdd")
+    with pytest.raises(UserError, match="named twice"):
+        parse_tasks("ocr,ocr")
+    with pytest.raises(UserError, match="no task"):
+        parse_tasks(" , ")
+
+
+def test_digest_follows_every_setting():
+    one = digest(load_recipe(OPD, ("ocr",)))
+    assert one == digest(load_recipe(OPD, ("ocr",)))
+    assert one != digest(load_recipe(OPD, ("ocr",), ["student.lr=1e-5"]))
+    assert one != digest(load_recipe(OPD, ("geneval",)))
+
+
+def test_broken_recipe_files(tmp_path):
+    path = tmp_path / "x.toml"
+    for text, message in (
+        ("stage = 3", "expected \\[\\[stage\\]\\]"),
+        ("a = ", "cannot read recipe"),
+        ("stagee = []", "did you mean 'stage'"),
+        ("[[stage]]\nname = 'a'", "needs a name and a method"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_recipe(path, ("ocr",))
+    with pytest.raises(UserError, match="cannot read recipe"):
+        load_recipe(tmp_path / "absent.toml", ("ocr",))

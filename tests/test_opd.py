@@ -1,0 +1,149 @@
+"""The distillation loss: exact laws, and the fused walk against the two-pass reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from opdbench import adapters
+from opdbench.adapters import Adapter, Lora
+from opdbench.core import Meter, Sampler
+from opdbench.errors import UserError
+from opdbench.flow import kl_weight, transitions
+from opdbench.methods import Actors, Batch
+from opdbench.opd import OPD
+from opdbench.tiny.prompts import geneval_prompts, ocr_prompts
+from opdbench.walk import Noise, sample, walk
+
+LORA = Lora(4, 8)
+
+
+def random_adapter(model, seed):
+    """An adapter that changes the model visibly."""
+    policy = model.student(LORA, 1.0, seed)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: 0.05 * torch.randn(t.shape, generator=generator)
+        for name, t in adapters.read(policy.network).items()
+    }
+    return Adapter(tensors, LORA)
+
+
+@pytest.fixture(scope="module")
+def setting(model):
+    """Student, two teachers and a batch of both tasks."""
+
+    def make(sampler, teacher_guidance=1.0, same=False):
+        start = random_adapter(model, 1)
+        teachers = {
+            task: model.frozen(start if same else random_adapter(model, k), teacher_guidance)
+            for k, task in enumerate(("geneval", "ocr"), 2)
+        }
+        student = model.student(LORA, sampler.guidance, 0, start)
+        actors = Actors(
+            model=model, student=student, base=model.frozen(None, 1.0), old=None, teachers=teachers,
+            evaluators={}, sampler=sampler, meter=Meter(),
+            steps=transitions(sampler, model.sigmas(sampler.steps)),
+        )  # fmt: skip
+        prompts = [geneval_prompts("train")[3], ocr_prompts("train")[5], geneval_prompts("train")[77]]
+        keys = [p.id for p in prompts]
+
+        def batch():
+            condition = model.encode([p.text for p in prompts])
+            return Batch(prompts, keys, 1, condition, Noise(keys, model.latent_shape))
+
+        return actors, batch
+
+    return make
+
+
+def gradients(actors):
+    found = {k: p.grad.clone() for k, p in adapters.trainable(actors.student.network).items()}
+    actors.student.network.zero_grad()
+    return found
+
+
+def two_pass(actors, batch, weighting):
+    """Roll out without gradient, replay the teachers, replay the student: the official structure."""
+    steps = actors.steps
+    student = actors.student.at(batch.condition)
+    states = [(s.transition, s.x) for s in walk(student, batch.noise, steps)]
+    rows = batch.rows_by_task()
+    targets = []
+    for step, x in states:
+        means = torch.empty_like(x)
+        for task, picked in rows.items():
+            v = actors.teachers[task].velocity(x[picked], step.t, batch.condition[picked])
+            means[picked] = step.mean(x[picked], v)
+        targets.append(means)
+    total = 0.0
+    for (step, x), mean in zip(states, targets, strict=True):
+        mine = step.mean(x, student(x, step.t))
+        weight = kl_weight(actors.sampler, step, weighting) / step.c_v**2
+        loss = weight * (mine - mean).square().mean() / len(steps)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+@pytest.mark.parametrize(
+    ("sampler", "weighting", "guidance"),
+    [
+        (Sampler("ode", 4, 0.0, 1.0), "ode", 1.0),
+        (Sampler("ode", 3, 0.0, 2.0), "ode", 3.0),
+        (Sampler("flow-sde", 4, 0.7, 1.0), "exact", 1.0),
+        (Sampler("flow-sde", 4, 0.7, 1.0), "official", 1.0),
+    ],
+)
+def test_fused_gradient_equals_two_pass(setting, sampler, weighting, guidance):
+    actors, batch = setting(sampler, guidance)
+    total = 0.0
+    for loss in OPD(weighting).losses(batch(), actors):
+        loss.backward()
+        total += loss.item()
+    fused = gradients(actors)
+    expected = two_pass(actors, batch(), weighting)
+    assert total == pytest.approx(expected, rel=1e-4)
+    reference = gradients(actors)
+    norm = torch.cat([g.flatten() for g in reference.values()]).norm()
+    gap = torch.cat([(fused[k] - reference[k]).flatten() for k in reference]).norm()
+    assert norm > 0
+    assert gap / norm < 1e-5
+
+
+def test_student_equal_to_teacher_has_no_loss(setting):
+    """Folded and attached adapters are the same function up to rounding."""
+    actors, batch = setting(Sampler("ode", 4, 0.0, 1.0), same=True)
+    for loss in OPD("ode", 100.0).losses(batch(), actors):
+        assert loss.item() < 1e-8
+
+
+def test_cost_is_counted_exactly(setting):
+    actors, batch = setting(Sampler("ode", 4, 0.0, 2.0), teacher_guidance=1.0)
+    for loss in OPD().losses(batch(), actors):
+        loss.backward()
+    gradients(actors)
+    assert actors.meter.forwards == {"student": 3 * 4 * 2 * 3, "teacher": 3 * 4}
+
+
+def test_guidance_one_is_a_single_pass_and_guidance_mixes_linearly(model):
+    batch = model.encode(["a photo of a red circle"])
+    x = Noise(["x"], model.latent_shape).draw()
+    with torch.no_grad():
+        plain, two, three = (model.frozen(None, g).velocity(x, 0.7, batch) for g in (1.0, 2.0, 3.0))
+    torch.testing.assert_close(three - two, two - plain, rtol=1e-3, atol=1e-4)
+
+
+def test_bad_weighting_is_refused():
+    with pytest.raises(UserError, match="weighting is 'kl'"):
+        OPD("kl")
+
+
+def test_velocity_does_not_depend_on_the_batch(model):
+    texts = ["a photo of a red circle", 'the word "KR"', "a photo of two stars"]
+    policy = model.frozen(None, 3.0)
+    steps = transitions(Sampler("ode", 3), model.sigmas(3))
+    together = sample(policy.at(model.encode(texts)), Noise(texts, model.latent_shape), steps)
+    for k, text in enumerate(texts):
+        alone = sample(policy.at(model.encode([text])), Noise([text], model.latent_shape), steps)
+        torch.testing.assert_close(alone[0], together[k], rtol=1e-3, atol=1e-4)
