@@ -94,7 +94,7 @@ def branch_error(predicted: Tensor, x0: Tensor) -> Tensor:
 
 
 def optimality(rewards: Tensor, images: int, sharpness: float) -> Tensor:
-    """r in [0, 1] from rewards `(B,)`, `images` consecutive ones a prompt; NaN stays NaN.
+    """R in [0, 1] from rewards `(B,)`, `images` consecutive ones a prompt; NaN stays NaN.
 
     Centred per prompt, divided by the standard deviation over the batch, then clip(A s + 1/2).
     """

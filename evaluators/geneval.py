@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from PIL.Image import Image
+
 from opdbench.evaluators.geneval_rules import judge
 from opdbench.evaluators.geneval_spec import Spec, parse_metadata
 from opdbench.evaluators.shapes import detect
-from PIL.Image import Image
 
 from ..core import Prompt, Score, Split
 from ..errors import UserError

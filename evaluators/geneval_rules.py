@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from opdbench.evaluators.geneval_spec import RELATIONS, Clause, Detection, Options, Spec
 
 from opdbench.errors import UserError
+from opdbench.evaluators.geneval_spec import RELATIONS, Clause, Detection, Options, Spec
 
 PALETTE = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 

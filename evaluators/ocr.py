@@ -11,8 +11,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from opdbench.evaluators.ocr_rules import QUOTE, Reading, quoted, score_text, unscored
 from PIL import Image
+
+from opdbench.evaluators.ocr_rules import QUOTE, Reading, quoted, score_text, unscored
 
 from ..core import Prompt, Score, Split
 from ..errors import UserError
@@ -22,14 +23,15 @@ Read = Callable[[Image.Image], list[tuple[str, float]]]
 """An engine: the texts of an RGB picture in reading order, with confidences in [0, 1]."""
 
 DROP_SCORE = 0.5
-"""Texts below are dropped, as PaddleOCR's engine does (`drop_score`): on 256 rendered words no right
-reading is below 0.65, while shapes and blobs are read as single symbols with less."""
+"""Texts below are dropped, as PaddleOCR's own engine does (`drop_score`). It costs nothing here: no right
+reading of 256 rendered words has less than 0.66; of what is read into pictures of shapes, a third goes."""
 
 LARGEST_LINE = 128
 """Pictures whose smaller side is at most this are one line of text; larger ones need the detector."""
 
-LINE_HEIGHT, WIDEST_LINE = 48, 960
-"""Height that the recogniser takes, and its greatest width, in pixels."""
+LINE_HEIGHT, SQUARE_WIDTH, WIDEST_LINE = 48, 80, 960
+"""Height that the recogniser takes, width to which a square is stretched, greatest width; in pixels.
+Width 96 reads as well (678 words clean, blurred and noisy) and takes a fifth longer, 72 reads worse."""
 
 
 class PPOCR:
@@ -53,7 +55,7 @@ class PPOCR:
 
     @cached_property
     def _recogniser(self) -> Any:
-        line = [3, LINE_HEIGHT, 2 * LINE_HEIGHT]
+        line = [3, LINE_HEIGHT, SQUARE_WIDTH]
         engine = self._engine(**{"Global.use_det": False, "Rec.rec_img_shape": line, "Rec.rec_batch_num": 1})
         engine(np.zeros((line[1], line[2], 3), np.uint8))  # `text_rec` is None before the first call
         return engine.text_rec
@@ -66,7 +68,7 @@ class PPOCR:
     def __call__(self, image: Image.Image) -> list[tuple[str, float]]:
         """Texts and confidences of an RGB picture.
 
-        A small picture is stretched 2:1 and read as one line, since the recogniser's time steps run
+        A small picture is stretched 5:3 and read as one line, since the recogniser's time steps run
         along the width and a square has too few of them; a large one is searched for lines first.
         """
         if min(image.size) > LARGEST_LINE:
@@ -74,17 +76,17 @@ class PPOCR:
         else:
             from rapidocr.ch_ppocr_rec.typings import TextRecInput
 
-            width = round(2 * LINE_HEIGHT * image.width / image.height)
+            width = round(SQUARE_WIDTH * image.width / image.height)
             size = (min(max(width, LINE_HEIGHT), WIDEST_LINE), LINE_HEIGHT)
             stretched = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
             found = self._recogniser(TextRecInput(img=np.ascontiguousarray(stretched[..., ::-1])))
         # The engine takes OpenCV's BGR, hence the reversals; a page without text has no `txts`.
         texts = getattr(found, "txts", None) or ()
-        return [(str(t), float(s)) for t, s in zip(texts, found.scores, strict=True)] if texts else []
+        return [(str(t), float(s)) for t, s in zip(texts, found.scores, strict=True) if t] if texts else []
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:
-    """What an engine raises on a picture that it cannot read."""
+    """List what an engine raises on a picture that it cannot read."""
     import cv2
     from rapidocr.inference_engine.onnxruntime.main import ONNXRuntimeError
     from rapidocr.main import RapidOCRError

@@ -33,7 +33,10 @@ class Lora:
     def config(self) -> LoraConfig:
         """PEFT's configuration; Gaussian A and zero B, so that a fresh adapter changes nothing."""
         return LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, init_lora_weights="gaussian", target_modules=list(self.targets)
+            r=self.rank,
+            lora_alpha=self.alpha,
+            init_lora_weights="gaussian",
+            target_modules=list(self.targets),
         )
 
 
@@ -110,7 +113,9 @@ def write(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     expected = set(get_peft_model_state_dict(network, adapter_name="default"))
     if expected != set(tensors):
         wrong = sorted(expected ^ set(tensors))
-        raise UserError(f"adapter does not fit the model: {len(wrong)} tensors differ, the first is {wrong[0]!r}")
+        raise UserError(
+            f"adapter does not fit the model: {len(wrong)} tensors differ, the first is {wrong[0]!r}"
+        )
     set_peft_model_state_dict(network, dict(tensors), adapter_name="default")
 
 

@@ -31,7 +31,8 @@ class Stage:
         updates: optimizer steps.
         prompts: prompts an update, split evenly over the tasks.
         images: pictures a prompt.
-        teachers: task and stage that teaches it.
+        teachers: task and stage that teaches it; `base` is the untouched model with its own guidance.
+        init: stage whose adapter it starts from; a fresh one if empty.
         sampler: how the policy walks in training and when it teaches.
         eval_sampler: how it walks in evaluation.
         lr, weight_decay, clip, ema: optimizer settings; `ema` is the decay of the weight average.
@@ -46,6 +47,7 @@ class Stage:
     prompts: int = 8
     images: int = 1
     teachers: tuple[tuple[str, str], ...] = ()
+    init: str = ""
     sampler: Sampler = Sampler()
     eval_sampler: Sampler = Sampler()
     lr: float = 3e-4
@@ -120,7 +122,7 @@ def load_recipe(source: Path, tasks: Sequence[str], overrides: Sequence[str] = (
             raise UserError(f"recipe {str(source)!r}: every stage needs a name and a method")
         one_each = "{task}" in table["name"]
         for task in tasks if one_each else [""]:
-            stages.append(_stage(table, (task,) if one_each else tuple(tasks)))
+            stages.append(_stage(table, (task,) if one_each else tuple(table.get("tasks", tasks))))
     base = _build(Sampler, raw.get("base_sampler", {}), "base_sampler")
     return Recipe(source.stem, str(raw.get("description", "")), base, tuple(stages))
 

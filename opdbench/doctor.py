@@ -27,7 +27,11 @@ def _check_model() -> dict[str, Any]:
     except UserError as error:
         return {"name": "model tiny", "ok": False, "what": str(error)}
     size = sum(p.numel() for p in model.base.parameters()) / 1e6
-    return {"name": "model tiny", "ok": True, "what": f"denoiser of {size:.1f} M parameters on {model.device}"}
+    return {
+        "name": "model tiny",
+        "ok": True,
+        "what": f"denoiser of {size:.1f} M parameters on {model.device}",
+    }
 
 
 def _check_evaluator(judge: Evaluator) -> dict[str, Any]:

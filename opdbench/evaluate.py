@@ -37,7 +37,9 @@ def prompt_hash(prompts: Sequence[Prompt]) -> str:
 def column_key(evaluator: Evaluator, prompts: Sequence[Prompt], sampler: Sampler, model: Model) -> str:
     """What must agree for two numbers to share a column; guidance may differ, as policies own it."""
     walk_key = f"{sampler.name}-{sampler.steps}"
-    return f"{metric_key(evaluator)} {prompt_hash(prompts)} {walk_key} {str(model.dtype).removeprefix('torch.')}"
+    return (
+        f"{metric_key(evaluator)} {prompt_hash(prompts)} {walk_key} {str(model.dtype).removeprefix('torch.')}"
+    )
 
 
 def generate(
@@ -71,7 +73,9 @@ def evaluate(
     for number, first in enumerate(range(0, len(pairs), part_size)):
         part = target.with_suffix(f".part{number}")
         if not part.exists():
-            write_samples(part, _score(model, policy, sampler, evaluator, pairs[first : first + part_size], meter))
+            write_samples(
+                part, _score(model, policy, sampler, evaluator, pairs[first : first + part_size], meter)
+            )
         rows += read_samples(part)
         parts.append(part)
         progress(len(rows), len(pairs))

@@ -82,7 +82,7 @@ def transitions(sampler: Sampler, sigmas: Sequence[float]) -> list[Transition]:
 
 
 def kl_weight(sampler: Sampler, step: Transition, weighting: Weighting) -> float:
-    """w in loss = w ||v_S - v_T||^2 for one transition.
+    """W in loss = w ||v_S - v_T||^2 for one transition.
 
     exact: KL of the two Gaussians, c_v^2 / (2 std^2) (arXiv 2605.15055, eq. 10-15).
     official: what the released code divides by, 2 sigma_t^2 without dt for flow-sde.
@@ -92,7 +92,9 @@ def kl_weight(sampler: Sampler, step: Transition, weighting: Weighting) -> float
         return step.c_v**2 / 2
     if step.std == 0:
         if sampler.noise_level == 0 or sampler.name == "ode":
-            raise UserError(f"weighting {weighting!r} needs a sampler with noise; use 'ode', or noise_level > 0")
+            raise UserError(
+                f"weighting {weighting!r} needs a sampler with noise; use 'ode', or noise_level > 0"
+            )
         return step.c_v**2 / 2  # ddim's and cps's last step is deterministic
     std = step.std
     if weighting == "official" and sampler.name == "flow-sde":

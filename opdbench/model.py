@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from PIL import Image
 from torch import Tensor
@@ -188,8 +190,13 @@ def locate(source: str) -> str:
 
 def _load(source: str) -> StableDiffusion3Pipeline:
     place = locate(source)
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     try:
-        return StableDiffusion3Pipeline.from_pretrained(place, torch_dtype=torch.float32, use_safetensors=True)
+        return StableDiffusion3Pipeline.from_pretrained(
+            place, torch_dtype=torch.float32, use_safetensors=True
+        )
     except (OSError, ValueError, KeyError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot load model {source!r}: {line}") from error

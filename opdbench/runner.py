@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from .adapters import Adapter
 from .config import RunConfig, Stage, digest
 from .core import Estimate, Evaluator, Meter, Sample, Sampler
+from .errors import UserError
 from .evaluate import choose, column_key, evaluate, prompt_hash
 from .grid import save_grid
 from .model import TINY, Model, Policy, locate
@@ -31,6 +32,7 @@ from .runtime import environment, hash_folder, read_json, write_json
 from .stats import estimate
 from .trainer import Trainer
 
+BASE = "base"
 FORMAT = 1
 """Raised when trained weights or scores change for the same configuration."""
 
@@ -63,10 +65,15 @@ def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for stage in config.recipe.stages:
         needs = []
-        for task, name in stage.teachers:
-            if name not in found:
-                raise ValueError(f"stage {stage.name!r} needs {name!r}, which does not come before it")
-            needs.append((task, found[name]))
+        for name in [*(name for _, name in stage.teachers), *([stage.init] if stage.init else [])]:
+            if name == BASE:
+                needs.append(digest(config.recipe.base_sampler))
+            elif name in found:
+                needs.append(found[name])
+            else:
+                raise UserError(
+                    f"stage {stage.name!r} needs {name!r}; expected {BASE!r} or a stage before it"
+                )
         found[stage.name] = digest([FORMAT, stage, config.seed, weights, needs])
     return found
 
@@ -123,7 +130,9 @@ class Runner:
         self.evaluators = {name: make_evaluator(name) for name in names("evaluators")}
         results, actors = self._stages()
         policies = tuple(self._evaluate(actor) for actor in actors)
-        save_grid(self.folder / "grid.png", model, self._grid_rows(actors), self.evaluators, self.config.tasks)
+        save_grid(
+            self.folder / "grid.png", model, self._grid_rows(actors), self.evaluators, self.config.tasks
+        )
         one, group = run_digests(self.config, self.weights)
         record = RunRecord(
             digest=one,
@@ -147,6 +156,7 @@ class Runner:
     def _stages(self) -> tuple[list[StageResult], list[Actor]]:
         results, done = [], {}
         actors = [Actor("base", "base", (), self.config.recipe.base_sampler, None)]
+        teaching = {name for stage in self.config.recipe.stages for _, name in stage.teachers}
         last = self.config.recipe.stages[-1].name if self.config.recipe.stages else ""
         for stage in self.config.recipe.stages:
             adapter, meter, reused = self._stage(stage, done)
@@ -154,8 +164,9 @@ class Runner:
             results.append(
                 StageResult(stage.name, stage.method, self.digests[stage.name], stage.tasks, reused, meter)
             )
-            role = "student" if stage.name == last and len(self.config.recipe.stages) > 1 else "teacher"
-            actors.append(Actor(stage.name, role, stage.tasks, stage.eval_sampler, adapter))
+            if stage.name == last or stage.name in teaching:
+                role = "teacher" if stage.name in teaching else "student"
+                actors.append(Actor(stage.name, role, stage.tasks, stage.eval_sampler, adapter))
         return results, actors
 
     def _stage(self, stage: Stage, done: Mapping[str, tuple[Stage, Adapter]]) -> tuple[Adapter, Meter, bool]:
@@ -168,12 +179,18 @@ class Runner:
         folder = self.store.stage(name)
         teachers: dict[str, Policy] = {}
         for task, source in stage.teachers:
+            if source == BASE:
+                teachers[task] = self.model.frozen(None, self.config.recipe.base_sampler.guidance)
+                continue
             teacher, adapter = done[source]
             teachers[task] = self.model.frozen(adapter, teacher.sampler.guidance)
-        trainer = Trainer(stage, self.config.seed, self.model, self.evaluators, teachers, folder)
+        start = done[stage.init][1] if stage.init else None
+        trainer = Trainer(stage, self.config.seed, self.model, self.evaluators, teachers, folder, start)
         if trainer.state.update:
             self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")
-        adapter = trainer.run(lambda line: self.console.progress(stage.name, line["update"], stage.updates, line))
+        adapter = trainer.run(
+            lambda line: self.console.progress(stage.name, line["update"], stage.updates, line)
+        )
         adapter.save(folder / "adapter.safetensors")
         trainer.write_log()
         about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.weights, "digest": name}

@@ -9,6 +9,7 @@ import platform
 import resource
 import subprocess
 import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {str(path)!r}: {error}; delete it and run the same command again") from error
+        raise UserError(
+            f"cannot read {str(path)!r}: {error}; delete it and run the same command again"
+        ) from error
 
 
 def hash_folder(folder: Path) -> str:
@@ -91,3 +94,4 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")

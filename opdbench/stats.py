@@ -41,7 +41,8 @@ def estimate(samples: Sequence[Sample]) -> Estimate:
     for sample in scored:
         groups[sample.group].append(sample)
     parts = [
-        _group_mean([s.value for s in g if s.value is not None], [s.prompt for s in g]) for g in groups.values()
+        _group_mean([s.value for s in g if s.value is not None], [s.prompt for s in g])
+        for g in groups.values()
     ]
     value = sum(m for m, _ in parts) / len(parts)
     se = math.sqrt(sum(v for _, v in parts)) / len(parts)

@@ -35,7 +35,9 @@ class Step:
 class Noise:
     """Gaussian noise keyed per picture, the same for any batch size and number of processes."""
 
-    def __init__(self, keys: Sequence[str], shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, keys: Sequence[str], shape: tuple[int, ...], device: torch.device | str = "cpu"
+    ) -> None:
         """`keys` has one string a picture; `shape` is `(C, H, W)`."""
         self._shape, self._device = shape, device
         seeds = [int.from_bytes(hashlib.sha256(k.encode()).digest()[:7], "big") for k in keys]
@@ -47,9 +49,7 @@ class Noise:
         return torch.stack(draws).to(self._device)
 
 
-def walk(
-    velocity: Velocity, noise: Noise, steps: Sequence[Transition], grad: bool = False
-) -> Iterator[Step]:
+def walk(velocity: Velocity, noise: Noise, steps: Sequence[Transition], grad: bool = False) -> Iterator[Step]:
     """Walk from noise to data, one `Step` at a time.
 
     States are detached: the gradient of a step reaches its own velocity only. So a caller may

@@ -42,7 +42,9 @@ def test_without_noise_every_sampler_is_euler(name):
         assert (step.c_x, step.c_v, step.std) == (1.0, step.t_next - step.t, 0.0)
 
 
-@pytest.mark.parametrize(("name", "a"), [("flow-sde", 1e-4), ("dance-sde", 1e-4), ("cps", 1e-6), ("ddim", 1e-6)])
+@pytest.mark.parametrize(
+    ("name", "a"), [("flow-sde", 1e-4), ("dance-sde", 1e-4), ("cps", 1e-6), ("ddim", 1e-6)]
+)
 def test_little_noise_is_nearly_euler(name, a):
     for step in transitions(Sampler(name, 10, a), SIGMAS)[1:]:
         assert step.c_x == pytest.approx(1.0, abs=1e-5)

@@ -49,7 +49,11 @@ class _Actors:
 
     def __init__(self, seed, sign):
         self.student, self.old, self.base = _Linear(0.0), _Linear(0.0), _Linear(0.0)
-        self.generator, self.sign, self.steps = torch.Generator().manual_seed(seed), sign, [_Step(0.9), _Step(0.5)]
+        self.generator, self.sign, self.steps = (
+            torch.Generator().manual_seed(seed),
+            sign,
+            [_Step(0.9), _Step(0.5)],
+        )
 
     def rollout(self, batch):
         from opdbench.methods import Rollout

@@ -164,7 +164,12 @@ class TinyModel(nn.Module):
 
     def tokenize(self, texts: list[str]) -> Tokens:
         """Token ids, padded and cut to `CONTEXT`."""
-        settings = {"padding": "max_length", "max_length": CONTEXT, "truncation": True, "return_tensors": "pt"}
+        settings = {
+            "padding": "max_length",
+            "max_length": CONTEXT,
+            "truncation": True,
+            "return_tensors": "pt",
+        }
         return Tokens(
             self.clip_tokenizer(texts, **settings).input_ids,
             self.t5_tokenizer(texts, **settings).input_ids,

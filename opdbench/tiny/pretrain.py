@@ -16,7 +16,6 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # must precede torch: spinning starves the other core
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -37,7 +36,7 @@ class Recipe:
     pictures: int = 60_000
     wrong: float = 0.2
     dropout: float = 0.12
-    steps: int = 8000
+    steps: int = 4200
     batch: int = 64
     lr: float = 2e-3
     decay: float = 0.3

@@ -53,7 +53,10 @@ def _all_metadata(tag: str) -> Iterator[dict[str, Any]]:
             yield {"tag": tag, "include": [clause], "prompt": f"a photo of a {color} {shape}"}
     elif tag == "position":
         for (subject, target), relation in itertools.product(pairs, RELATIONS):
-            include = [{"class": target, "count": 1}, {"class": subject, "count": 1, "position": [relation, 0]}]
+            include = [
+                {"class": target, "count": 1},
+                {"class": subject, "count": 1, "position": [relation, 0]},
+            ]
             text = f"a photo of a {subject} {relation} a {target}"
             yield {"tag": tag, "include": include, "prompt": text}
     elif tag == "color_attr":
@@ -70,7 +73,7 @@ def _content(spec: Mapping[str, Any]) -> str:
 
 @cache
 def geneval_prompts(split: Split) -> tuple[Prompt, ...]:
-    """GenEval-style prompts of a split; 105 prompts and 543 pictures in `test`."""
+    """GenEval-style prompts of a split; 108 prompts and 552 pictures in `test`."""
     found = []
     for tag in TAGS:
         pool = list(_all_metadata(tag))

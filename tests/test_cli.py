@@ -1,0 +1,169 @@
+"""The command line, as a person meets it: in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SHORT = ["--limit", "3", "--set", "start.updates=2", "--set", "teacher.updates=7", "--set", "student.updates=6",
+         "--set", "start.prompts=3", "--set", "teacher.prompts=2", "--set", "teacher.images=2",
+         "--set", "student.prompts=2", "--set", "teacher.sampler.steps=2", "--set", "student.sampler.steps=2",
+         "--set", "start.sampler.steps=2"]  # fmt: skip
+
+
+def opdbench(*args, **kwargs):
+    command = [sys.executable, "-c", "from opdbench.cli import main; main()", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, **kwargs)
+
+
+def scores(text):
+    return [{k: v for k, v in row.items() if k != "key"} for row in json.loads(text)["rows"]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A short main job that was never interrupted."""
+    out = tmp_path_factory.mktemp("runs")
+    done = opdbench("run", *SHORT, "--out", out, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_help_is_quick_and_needs_no_torch():
+    probe = "import sys, opdbench.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        assert opdbench("--help").returncode == 0
+        best = min(best, time.perf_counter() - start)
+    assert best < 0.5 * float(os.environ.get("OPDBENCH_SLOWNESS", "3"))
+
+
+def test_a_run_leaves_table_record_grid_and_rows(finished):
+    out, done = finished
+    rows = json.loads(done.stdout)["rows"]
+    assert {r["policy"] for r in rows} == {"base", "teacher-ocr", "teacher-geneval", "student"}
+    assert {r["task"] for r in rows} == {"geneval", "ocr", "preference"}
+    trained = {(r["policy"], r["task"]) for r in rows if r["trained"]}
+    assert trained == {
+        ("teacher-ocr", "ocr"),
+        ("teacher-geneval", "geneval"),
+        ("student", "ocr"),
+        ("student", "geneval"),
+    }
+    assert all(r["n"] > 0 and r["unscored"] == 0 for r in rows)
+    folder = next(out.glob("opd-*"))
+    assert (folder / "record.json").exists()
+    assert (folder / "grid.png").stat().st_size > 10_000
+    assert not list(out.rglob("*.partial"))
+
+
+def test_a_finished_run_is_found_and_compared(finished):
+    out, done = finished
+    again = opdbench("run", *SHORT, "--out", out, "--format", "json")
+    assert again.returncode == 0
+    assert "is finished" in again.stderr
+    assert again.stdout == done.stdout
+    table = opdbench("compare", "--out", out)
+    assert table.returncode == 0
+    assert "student" in table.stdout
+    same = opdbench("compare", next(out.glob("opd-*")), "--format", "json")
+    assert len(json.loads(same.stdout)) == 12
+
+
+def test_stages_are_reused_and_still_counted(finished):
+    out, done = finished
+    more = opdbench("run", *SHORT, "--set", "student.lr=2e-3", "--out", out, "--format", "json")
+    assert more.returncode == 0, more.stderr
+    assert more.stderr.count("found finished") == 3
+    costs = {c["stage"]: c for c in json.loads(more.stdout)["costs"][0]}
+    before = {c["stage"]: c for c in json.loads(done.stdout)["costs"][0]}
+    assert costs["teacher-ocr"]["reused"]
+    assert costs["teacher-ocr"]["forwards"] == before["teacher-ocr"]["forwards"] > 0
+
+
+@pytest.mark.parametrize("line", ["teacher-ocr 6/7", "student 6/6", "evaluate teacher-ocr on geneval"])
+def test_killed_runs_go_on_to_the_same_numbers(finished, tmp_path, line):
+    """SIGKILL in the middle of a stage or an evaluation, then the same command: the same table."""
+    _, done = finished
+    args = ["run", *SHORT, "--out", str(tmp_path), "--format", "json"]
+    command = [sys.executable, "-c", "from opdbench.cli import main; main()", *args]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        for text in process.stderr:
+            if text.startswith(line):
+                process.send_signal(signal.SIGKILL)
+                break
+        else:
+            pytest.fail(f"no line {line!r}")
+    assert process.returncode == -signal.SIGKILL
+    assert not list(tmp_path.glob("opd-*/record.json"))
+    resumed = opdbench(*args)
+    assert resumed.returncode == 0, resumed.stderr
+    assert scores(resumed.stdout) == scores(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["run", "--method", "odp"], "did you mean 'opd'"),
+        (["run", "--tasks", "ocr,genval"], "did you mean 'geneval'"),
+        (["run", "--model", "tinny"], "unknown model 'tinny'"),
+        (["run", "--set", "student.update=1"], "did you mean 'updates'"),
+        (["run", "--seeds", "a"], "bad seeds 'a'"),
+        (["run", "--config", "absent.toml"], "cannot read recipe"),
+        (["run", "--out", "/proc/runs"], "cannot write"),
+        (["compare", "absent"], "is absent"),
+        (["score", "geneval", "absent.jsonl"], "cannot read"),
+        (["score", "genval", "absent.jsonl"], "did you mean 'geneval'"),
+        (["eval", "--adapter", "absent.safetensors"], "cannot read the adapter"),
+    ],
+)
+def test_bad_input_is_one_clear_line(args, message, tmp_path):
+    done = opdbench(*args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_that_is_no_pipeline_and_a_half_written_run(tmp_path):
+    (tmp_path / "m").mkdir()
+    done = opdbench("run", "--model", tmp_path / "m", cwd=tmp_path)
+    assert (done.returncode, "no model_index.json" in done.stderr) == (2, True)
+    (tmp_path / "m" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    done = opdbench("run", "--model", tmp_path / "m", cwd=tmp_path)
+    assert (done.returncode, "is a 'FluxPipeline'" in done.stderr) == (2, True)
+    done = opdbench("compare", tmp_path / "m")
+    assert (done.returncode, "not finished" in done.stderr) == (2, True)
+    (tmp_path / "m" / "record.json").write_text('{"schema": 1, "stages"')
+    done = opdbench("compare", tmp_path / "m")
+    assert (done.returncode, "cannot read" in done.stderr) == (2, True)
+    (tmp_path / "m" / "record.json").write_text('{"schema": 99}')
+    done = opdbench("compare", tmp_path / "m")
+    assert (done.returncode, "has schema 99" in done.stderr) == (2, True)
+
+
+def test_dry_run_and_list():
+    done = opdbench("run", "--dry-run", "--tasks", "geneval,ocr")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()][:4] == [
+        "start",
+        "teacher-geneval",
+        "teacher-ocr",
+        "student",
+    ]
+    done = opdbench("list", "--format", "json")
+    assert {"geneval", "ocr", "preference"} <= set(json.loads(done.stdout)["tasks"])
+
+
+def test_doctor_finds_everything_well():
+    done = opdbench("doctor", "--format", "json")
+    assert done.returncode == 0, done.stdout
+    assert all(check["ok"] for check in json.loads(done.stdout))
