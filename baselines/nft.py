@@ -62,9 +62,7 @@ class NFT:
             t = times[order[:, k % len(times)]]
             yield self._branches(x0, t, fresh.draw(), r, batch, actors) / self.times
 
-    def _branches(
-        self, x0: Tensor, t: Tensor, noise: Tensor, r: Tensor, batch: Batch, actors: Actors
-    ) -> Tensor:
+    def _branches(self, x0: Tensor, t: Tensor, noise: Tensor, r: Tensor, batch: Batch, actors: Actors) -> Tensor:
         assert actors.old is not None
         part = t[:, None, None, None]
         x = (1 - part) * x0 + part * noise

@@ -50,9 +50,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return inner / (float(np.prod(a[2:] - a[:2] + 1)) + float(np.prod(b[2:] - b[:2] + 1)) - inner)
 
 
-def filter_detections(
-    detections: Iterable[Detection], tag: str, options: Options
-) -> dict[str, list[Detection]]:
+def filter_detections(detections: Iterable[Detection], tag: str, options: Options) -> dict[str, list[Detection]]:
     """Kept detections per class, most confident first; of equal scores the later one comes first."""
     least = np.float32(options.counting_threshold if tag == "counting" else options.threshold)
     groups: dict[str, list[Detection]] = {}

@@ -13,9 +13,7 @@ from opdbench.stats import over_seeds
 
 def normalised(record: RunRecord, policy: PolicyResult, task: str) -> float | None:
     """(x - base) / (teacher - base): 0 is the base model, 1 the task's teacher."""
-    values = {
-        (p.role, c.trained): c.estimate.value for p in record.policies for c in p.cells if c.task == task
-    }
+    values = {(p.role, c.trained): c.estimate.value for p in record.policies for c in p.cells if c.task == task}
     base, teacher = values.get(("base", False)), values.get(("teacher", True))
     value = next(c.estimate.value for c in policy.cells if c.task == task)
     if base is None or teacher is None or value is None or teacher == base:

@@ -70,7 +70,7 @@ class Adapter:
         try:
             with safe_open(path, framework="pt") as file:
                 settings = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "null"))
-                tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}
+                tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot read the adapter {path}: {error}; delete it and run again") from error
         if settings is None:
@@ -113,9 +113,7 @@ def write(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     expected = set(get_peft_model_state_dict(network, adapter_name="default"))
     if expected != set(tensors):
         wrong = sorted(expected ^ set(tensors))
-        raise UserError(
-            f"adapter does not fit the model: {len(wrong)} tensors differ, the first is {wrong[0]!r}"
-        )
+        raise UserError(f"adapter does not fit the model: {len(wrong)} tensors differ, the first is {wrong[0]!r}")
     set_peft_model_state_dict(network, dict(tensors), adapter_name="default")
 
 

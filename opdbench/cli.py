@@ -78,9 +78,7 @@ def run(
     if records and format_ == "json":
         from .leaderboards import table
 
-        print_json(
-            {"rows": [r for x in records for r in table.rows(x)], "costs": [table.costs(x) for x in records]}
-        )
+        print_json({"rows": [r for x in records for r in table.rows(x)], "costs": [table.costs(x) for x in records]})
     elif records:
         print_runs(records)
 
@@ -92,9 +90,7 @@ def _plan(runner: object) -> None:
     for stage in runner.config.recipe.stages:
         one = runner.digests[stage.name]
         state = "finished" if runner.store.finished_stage(one) else "to train"
-        print(
-            f"{stage.name:20} {stage.method:8} {','.join(stage.tasks):24} {stage.updates:5} updates  {one}  {state}"
-        )
+        print(f"{stage.name:20} {stage.method:8} {','.join(stage.tasks):24} {stage.updates:5} updates  {one}  {state}")
     print(f"record: {runner.folder / 'record.json'}")
 
 
@@ -102,9 +98,7 @@ def _writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write --out {str(out)!r}: {error.strerror}; choose another folder"
-        ) from error
+        raise UserError(f"cannot write --out {str(out)!r}: {error.strerror}; choose another folder") from error
     if not os.access(out, os.W_OK):
         raise UserError(f"cannot write --out {str(out)!r}: no permission; choose another folder")
 
@@ -117,9 +111,7 @@ def _command() -> str:
 
 @app.command()
 def compare(
-    runs: Annotated[
-        list[Path] | None, typer.Argument(help="run folders or records; all of --out if none")
-    ] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(help="run folders or records; all of --out if none")] = None,
     out: OutOption = Path("runs"),
     format_: FormatOption = "table",
 ) -> None:
@@ -201,9 +193,7 @@ def eval_(
     else:
         for row in rows:
             value = "-" if row["value"] is None else f"{row['value']:.3f} ± {row['se']:.3f}"
-            print(
-                f"{row['task']:12} {row['group'] or 'all':16} {value}  n {row['n']}, {row['unscored']} unscored"
-            )
+            print(f"{row['task']:12} {row['group'] or 'all':16} {value}  n {row['n']}, {row['unscored']} unscored")
 
 
 @app.command()

@@ -56,9 +56,7 @@ class Sampler:
         if self.steps < 1:
             raise UserError(f"sampler steps is {self.steps}; expected at least 1")
         if self.noise_level < 0 or self.guidance < 0:
-            raise UserError(
-                f"noise_level {self.noise_level} and guidance {self.guidance} must not be negative"
-            )
+            raise UserError(f"noise_level {self.noise_level} and guidance {self.guidance} must not be negative")
 
 
 @dataclass(frozen=True)

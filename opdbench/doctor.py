@@ -1,4 +1,4 @@
-"""`opdbench doctor`: does the model load, and does each evaluator know pictures with known answers?"""
+"""`opdbench doctor`: whether the model loads and each evaluator knows pictures with known answers."""
 
 from __future__ import annotations
 

@@ -37,14 +37,10 @@ def prompt_hash(prompts: Sequence[Prompt]) -> str:
 def column_key(evaluator: Evaluator, prompts: Sequence[Prompt], sampler: Sampler, model: Model) -> str:
     """What must agree for two numbers to share a column; guidance may differ, as policies own it."""
     walk_key = f"{sampler.name}-{sampler.steps}"
-    return (
-        f"{metric_key(evaluator)} {prompt_hash(prompts)} {walk_key} {str(model.dtype).removeprefix('torch.')}"
-    )
+    return f"{metric_key(evaluator)} {prompt_hash(prompts)} {walk_key} {str(model.dtype).removeprefix('torch.')}"
 
 
-def generate(
-    model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[tuple[Prompt, int]]
-) -> list[Image.Image]:
+def generate(model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[tuple[Prompt, int]]) -> list[Image.Image]:
     """Pictures of (prompt, index) pairs; noise depends on the pair only, so methods are paired."""
     keys = [f"evaluation/{prompt.id}/{index}" for prompt, index in pairs]
     noise = Noise(keys, model.latent_shape, model.device)
@@ -73,9 +69,7 @@ def evaluate(
     for number, first in enumerate(range(0, len(pairs), part_size)):
         part = target.with_suffix(f".part{number}")
         if not part.exists():
-            write_samples(
-                part, _score(model, policy, sampler, evaluator, pairs[first : first + part_size], meter)
-            )
+            write_samples(part, _score(model, policy, sampler, evaluator, pairs[first : first + part_size], meter))
         rows += read_samples(part)
         parts.append(part)
         progress(len(rows), len(pairs))
@@ -101,9 +95,7 @@ def _score(
         scores = evaluator.score(images, [prompt for prompt, _ in chunk])
         for (prompt, index), score in zip(chunk, scores, strict=True):
             group = evaluator.group(prompt)
-            rows.append(
-                Sample(prompt.id, index, evaluator.name, group, score.value, score.reward, score.reason)
-            )
+            rows.append(Sample(prompt.id, index, evaluator.name, group, score.value, score.reward, score.reason))
         meter.count("evaluation", len(chunk) * sampler.steps, policy.passes)
         meter.images += len(chunk)
         meter.seconds += time.perf_counter() - start

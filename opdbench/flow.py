@@ -7,6 +7,7 @@ Python floats (fp64) that depend on the schedule alone; tensors meet them in fp3
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,10 +75,9 @@ def _coefficients(sampler: Sampler, t: float, t_next: float, t_second: float) ->
 
 def transitions(sampler: Sampler, sigmas: Sequence[float]) -> list[Transition]:
     """Transitions along `sigmas` (1 = t_0 > ... > t_N = 0)."""
-    pairs = list(zip(sigmas, sigmas[1:], strict=False))
+    pairs = itertools.pairwise(sigmas)
     return [
-        Transition(k, t, t_next, *_coefficients(sampler, t, t_next, sigmas[1]))
-        for k, (t, t_next) in enumerate(pairs)
+        Transition(k, t, t_next, *_coefficients(sampler, t, t_next, sigmas[1])) for k, (t, t_next) in enumerate(pairs)
     ]
 
 
@@ -92,9 +92,7 @@ def kl_weight(sampler: Sampler, step: Transition, weighting: Weighting) -> float
         return step.c_v**2 / 2
     if step.std == 0:
         if sampler.noise_level == 0 or sampler.name == "ode":
-            raise UserError(
-                f"weighting {weighting!r} needs a sampler with noise; use 'ode', or noise_level > 0"
-            )
+            raise UserError(f"weighting {weighting!r} needs a sampler with noise; use 'ode', or noise_level > 0")
         return step.c_v**2 / 2  # ddim's and cps's last step is deterministic
     std = step.std
     if weighting == "official" and sampler.name == "flow-sde":

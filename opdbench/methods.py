@@ -93,9 +93,7 @@ class Actors:
         images = self.model.decode(latents)
         for task, rows in batch.rows_by_task().items():
             picked = rows.tolist()
-            scores = self.evaluators[task].score(
-                [images[k] for k in picked], [batch.prompts[k] for k in picked]
-            )
+            scores = self.evaluators[task].score([images[k] for k in picked], [batch.prompts[k] for k in picked])
             for k, score in zip(picked, scores, strict=True):
                 if score.reward is not None:
                     rewards[k] = score.reward

@@ -96,9 +96,7 @@ class Policy:
 class Model:
     """A loaded pipeline; denoisers with adapters are made from it."""
 
-    def __init__(
-        self, source: str = TINY, device: str | None = None, dtype: torch.dtype = torch.bfloat16
-    ) -> None:
+    def __init__(self, source: str = TINY, device: str | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
         """Load `source`: `tiny`, a folder, or a hub id of a Stable Diffusion 3 pipeline."""
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype, self.source = dtype, source
@@ -183,7 +181,8 @@ def locate(source: str) -> str:
     if path.exists() or source.count("/") != 1:
         raise UserError(
             f"unknown model {source!r}: no model_index.json there; "
-            f"expected {TINY!r}, the folder of an SD3 pipeline, or a hub id such as stabilityai/stable-diffusion-3.5-medium"
+            f"expected {TINY!r}, the folder of an SD3 pipeline, or a hub id "
+            "such as stabilityai/stable-diffusion-3.5-medium"
         )
     return source
 
@@ -194,9 +193,7 @@ def _load(source: str) -> StableDiffusion3Pipeline:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        return StableDiffusion3Pipeline.from_pretrained(
-            place, torch_dtype=torch.float32, use_safetensors=True
-        )
+        return StableDiffusion3Pipeline.from_pretrained(place, torch_dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot load model {source!r}: {line}") from error

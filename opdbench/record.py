@@ -86,9 +86,7 @@ class RunRecord:
         file = path / "record.json" if path.is_dir() else path
         if not file.exists():
             what = "not finished (no record.json)" if path.is_dir() else "absent"
-            raise UserError(
-                f"run {str(path)!r} is {what}; run its command again to finish it, or name another"
-            )
+            raise UserError(f"run {str(path)!r} is {what}; run its command again to finish it, or name another")
         raw = read_json(file)
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
@@ -146,9 +144,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"cannot write {str(folder)!r}: {error.strerror}; choose a writable --out"
-            ) from error
+            raise UserError(f"cannot write {str(folder)!r}: {error.strerror}; choose a writable --out") from error
         return folder
 
     def finished_stage(self, digest: str) -> Path | None:

@@ -71,9 +71,7 @@ def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
             elif name in found:
                 needs.append(found[name])
             else:
-                raise UserError(
-                    f"stage {stage.name!r} needs {name!r}; expected {BASE!r} or a stage before it"
-                )
+                raise UserError(f"stage {stage.name!r} needs {name!r}; expected {BASE!r} or a stage before it")
         found[stage.name] = digest([FORMAT, stage, config.seed, weights, needs])
     return found
 
@@ -130,9 +128,7 @@ class Runner:
         self.evaluators = {name: make_evaluator(name) for name in names("evaluators")}
         results, actors = self._stages()
         policies = tuple(self._evaluate(actor) for actor in actors)
-        save_grid(
-            self.folder / "grid.png", model, self._grid_rows(actors), self.evaluators, self.config.tasks
-        )
+        save_grid(self.folder / "grid.png", model, self._grid_rows(actors), self.evaluators, self.config.tasks)
         one, group = run_digests(self.config, self.weights)
         record = RunRecord(
             digest=one,
@@ -161,9 +157,7 @@ class Runner:
         for stage in self.config.recipe.stages:
             adapter, meter, reused = self._stage(stage, done)
             done[stage.name] = (stage, adapter)
-            results.append(
-                StageResult(stage.name, stage.method, self.digests[stage.name], stage.tasks, reused, meter)
-            )
+            results.append(StageResult(stage.name, stage.method, self.digests[stage.name], stage.tasks, reused, meter))
             if stage.name == last or stage.name in teaching:
                 role = "teacher" if stage.name in teaching else "student"
                 actors.append(Actor(stage.name, role, stage.tasks, stage.eval_sampler, adapter))
@@ -188,9 +182,7 @@ class Runner:
         trainer = Trainer(stage, self.config.seed, self.model, self.evaluators, teachers, folder, start)
         if trainer.state.update:
             self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")
-        adapter = trainer.run(
-            lambda line: self.console.progress(stage.name, line["update"], stage.updates, line)
-        )
+        adapter = trainer.run(lambda line: self.console.progress(stage.name, line["update"], stage.updates, line))
         adapter.save(folder / "adapter.safetensors")
         trainer.write_log()
         about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.weights, "digest": name}
@@ -220,9 +212,7 @@ class Runner:
         meter.images = images
         return PolicyResult(actor.name, actor.role, asdict(actor.sampler), tuple(cells), meter)
 
-    def _samples(
-        self, one: str, actor: Actor, policy: Policy, evaluator: Evaluator, meter: Meter
-    ) -> list[Sample]:
+    def _samples(self, one: str, actor: Actor, policy: Policy, evaluator: Evaluator, meter: Meter) -> list[Sample]:
         found = self.store.finished_evaluation(one)
         if found is not None:
             return read_samples(found)

@@ -38,16 +38,14 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {str(path)!r}: {error}; delete it and run the same command again"
-        ) from error
+        raise UserError(f"cannot read {str(path)!r}: {error}; delete it and run the same command again") from error
 
 
 def hash_folder(folder: Path) -> str:
     """Hash of the names and contents of a folder's files."""
     state = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        if path.suffix == ".py":
+        if path.suffix in (".py", ".md"):  # neither changes what the weights do
             continue
         state.update(path.relative_to(folder).as_posix().encode())
         state.update(path.read_bytes())

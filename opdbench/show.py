@@ -52,9 +52,7 @@ def _scores(rows: Sequence[dict[str, Any]]) -> None:
             out.add_row(policy, *cells)
         for policy in dict.fromkeys(row["policy"] for row in mine if row["role"] == "student"):
             shares = [by_cell[policy, task] for task in tasks]
-            texts = [
-                tables.cell_text(r["teacher_normalised"], r["teacher_normalised_ci95"], True) for r in shares
-            ]
+            texts = [tables.cell_text(r["teacher_normalised"], r["teacher_normalised_ci95"], True) for r in shares]
             out.add_row(f"{policy}, teacher-normalised", *texts, style="bold")
         Rich().print(out)
 
@@ -63,7 +61,5 @@ def _costs(record: RunRecord) -> None:
     out = Table("stage", "forwards", "images", "seconds", "peak MiB", title=f"cost, seed {record.seed}")
     for row in tables.costs(record):
         name = row["stage"] + (" (reused)" if row["reused"] else "")
-        out.add_row(
-            name, f"{row['forwards']:,}", f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['peak_mib']}"
-        )
+        out.add_row(name, f"{row['forwards']:,}", f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['peak_mib']}")
     Rich().print(out)

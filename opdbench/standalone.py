@@ -53,7 +53,5 @@ def evaluate_model(
         for sample in samples:
             groups[sample.group].append(sample)
         parts = {"": samples} | (groups if len(groups) > 1 else {})
-        rows += [
-            {"task": task, "group": g, "key": key, **asdict(estimate(part))} for g, part in parts.items()
-        ]
+        rows += [{"task": task, "group": g, "key": key, **asdict(estimate(part))} for g, part in parts.items()]
     return rows

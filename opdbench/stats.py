@@ -40,10 +40,7 @@ def estimate(samples: Sequence[Sample]) -> Estimate:
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in scored:
         groups[sample.group].append(sample)
-    parts = [
-        _group_mean([s.value for s in g if s.value is not None], [s.prompt for s in g])
-        for g in groups.values()
-    ]
+    parts = [_group_mean([s.value for s in g if s.value is not None], [s.prompt for s in g]) for g in groups.values()]
     value = sum(m for m, _ in parts) / len(parts)
     se = math.sqrt(sum(v for _, v in parts)) / len(parts)
     return Estimate(value, se, len(scored), len({s.prompt for s in scored}), unscored)

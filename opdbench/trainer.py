@@ -74,13 +74,9 @@ class Trainer:
         self.lora = Lora(stage.rank, stage.alpha, stage.targets or adapters.ATTENTION)
         self.pools = {task: evaluators[task].prompts("train") for task in stage.tasks}
         if self.method.needs_teacher and set(teachers) != set(stage.tasks):
-            raise UserError(
-                f"stage {stage.name!r} has teachers for {sorted(teachers)}; expected {sorted(stage.tasks)}"
-            )
+            raise UserError(f"stage {stage.name!r} has teachers for {sorted(teachers)}; expected {sorted(stage.tasks)}")
         if stage.prompts % len(stage.tasks):
-            raise UserError(
-                f"stage {stage.name!r}: {stage.prompts} prompts do not split over {len(stage.tasks)} tasks"
-            )
+            raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts do not split over {len(stage.tasks)} tasks")
         guidance = stage.sampler.guidance
         self.student = model.student(self.lora, guidance, seed, start)
         self.parameters = adapters.trainable(self.student.network)
@@ -130,9 +126,7 @@ class Trainer:
         ]
         keys = [f"{self.key}/{update}/{p.id}/{k}" for k, p in enumerate(prompts)]
         condition = self.model.encode([p.text for p in prompts])
-        return Batch(
-            prompts, keys, images, condition, Noise(keys, self.model.latent_shape, self.model.device)
-        )
+        return Batch(prompts, keys, images, condition, Noise(keys, self.model.latent_shape, self.model.device))
 
     def _update(self, update: int) -> dict[str, Any]:
         batch = self._batch(update)
@@ -143,9 +137,7 @@ class Trainer:
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip)
         if not torch.isfinite(norm):
-            raise UserError(
-                f"stage {self.stage.name!r}: gradient is {norm.item()} at update {update}; lower lr"
-            )
+            raise UserError(f"stage {self.stage.name!r}: gradient is {norm.item()} at update {update}; lower lr")
         self.optimizer.step()
         self._follow(update)
         line: dict[str, Any] = {"update": update + 1, "loss": total.item(), "grad_norm": norm.item()}
@@ -184,18 +176,15 @@ class Trainer:
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise UserError(
-                f"cannot read checkpoint {str(path)!r}: {error}; delete it and run again"
-            ) from error
+            raise UserError(f"cannot read checkpoint {str(path)!r}: {error}; delete it and run again") from error
         part = {kind: _under(kind, tensors) for kind in ("average", "old", "student")}
         adapters.write(self.student.network, part["student"])
         for name, parameter in self.parameters.items():
             kinds = ("step", "exp_avg", "exp_avg_sq")
             self.optimizer.state[parameter] = {
-                k: tensors[f"optimizer/{k}/{name}"].to(parameter.device if k != "step" else "cpu")
-                for k in kinds
+                k: tensors[f"optimizer/{k}/{name}"].to(parameter.device if k != "step" else "cpu") for k in kinds
             }
         meter = Meter(**about["meter"])
         self.state = State(about["update"], meter, part["average"], part["old"], about["log"])

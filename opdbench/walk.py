@@ -35,9 +35,7 @@ class Step:
 class Noise:
     """Gaussian noise keyed per picture, the same for any batch size and number of processes."""
 
-    def __init__(
-        self, keys: Sequence[str], shape: tuple[int, ...], device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, keys: Sequence[str], shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
         """`keys` has one string a picture; `shape` is `(C, H, W)`."""
         self._shape, self._device = shape, device
         seeds = [int.from_bytes(hashlib.sha256(k.encode()).digest()[:7], "big") for k in keys]

@@ -25,9 +25,7 @@ def test_a_stage_for_each_task_and_its_teachers():
 
 
 def test_overrides_reach_stages_and_tables():
-    plan = load_recipe(
-        OPD, ("ocr",), ["student.updates=3", "teacher.sampler.steps=4", "base_sampler.guidance=2.0"]
-    )
+    plan = load_recipe(OPD, ("ocr",), ["student.updates=3", "teacher.sampler.steps=4", "base_sampler.guidance=2.0"])
     assert plan.stages[-1].updates == 3
     assert plan.stages[0].sampler.steps == 4
     assert plan.base_sampler.guidance == 2.0

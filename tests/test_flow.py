@@ -22,9 +22,7 @@ OFFICIAL = [0.00006, 0.00014, 0.00046, 0.00119, 0.00290, 0.00723, 0.0197, 0.0636
 
 def test_flow_sde_matches_the_published_table():
     sampler = Sampler("flow-sde", 10, 0.7)
-    for step, std, c_v, exact, official in zip(
-        transitions(sampler, SIGMAS), STD, C_V, EXACT, OFFICIAL, strict=True
-    ):
+    for step, std, c_v, exact, official in zip(transitions(sampler, SIGMAS), STD, C_V, EXACT, OFFICIAL, strict=True):
         assert step.std == pytest.approx(std, rel=0.01)
         assert step.c_v == pytest.approx(c_v, rel=0.01)
         assert kl_weight(sampler, step, "exact") == pytest.approx(exact, rel=0.04)
@@ -42,9 +40,7 @@ def test_without_noise_every_sampler_is_euler(name):
         assert (step.c_x, step.c_v, step.std) == (1.0, step.t_next - step.t, 0.0)
 
 
-@pytest.mark.parametrize(
-    ("name", "a"), [("flow-sde", 1e-4), ("dance-sde", 1e-4), ("cps", 1e-6), ("ddim", 1e-6)]
-)
+@pytest.mark.parametrize(("name", "a"), [("flow-sde", 1e-4), ("dance-sde", 1e-4), ("cps", 1e-6), ("ddim", 1e-6)])
 def test_little_noise_is_nearly_euler(name, a):
     for step in transitions(Sampler(name, 10, a), SIGMAS)[1:]:
         assert step.c_x == pytest.approx(1.0, abs=1e-5)

@@ -54,9 +54,7 @@ def test_flow_grpo_rewards(case: dict[str, Any]) -> None:
     assert got.dense_flowgrpo == pytest.approx(expected["score"], abs=1e-12)
     assert got.dense_fixed == pytest.approx(case["unirl_fixed_dense_score"], abs=1e-12)
     unordered = case.get("reason_unordered", False)
-    assert same_reasons(
-        "\n".join(got.strict_reasons).split("\n"), expected["strict_reason"].split("\n"), unordered
-    )
+    assert same_reasons("\n".join(got.strict_reasons).split("\n"), expected["strict_reason"].split("\n"), unordered)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +112,7 @@ def test_nothing_to_summarise_is_an_error() -> None:
         (0, 0, []),
     ],
 )
-def test_relations_need_more_than_a_fifth_of_the_summed_sizes(
-    dx: float, dy: float, expected: list[str]
-) -> None:
+def test_relations_need_more_than_a_fifth_of_the_summed_sizes(dx: float, dy: float, expected: list[str]) -> None:
     assert relations((dx, dy, dx + 100, dy + 100), (0, 0, 100, 100)) == expected
 
 

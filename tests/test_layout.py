@@ -10,9 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BOTTOM = {"core", "flow", "stats", "record", "config", "errors", "runtime"}
 MIDDLE = {"walk", "adapters", "model", "methods", "trainer", "evaluate", "opd", "registry", "grid"}
-SOURCES = sorted(
-    p for d in ("opdbench", "baselines", "evaluators", "leaderboards") for p in (ROOT / d).rglob("*.py")
-)
+SOURCES = sorted(p for d in ("opdbench", "baselines", "evaluators", "leaderboards") for p in (ROOT / d).rglob("*.py"))
 
 
 def imports(path):

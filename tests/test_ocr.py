@@ -48,9 +48,7 @@ def test_rendered_words_are_read(scores: list[Score]) -> None:
     assert all(s.reward == s.value for s in scores)
 
 
-def test_other_words_are_not_credited(
-    evaluator: OCR, prompts: list[Prompt], images: list[Image.Image]
-) -> None:
+def test_other_words_are_not_credited(evaluator: OCR, prompts: list[Prompt], images: list[Image.Image]) -> None:
     got = evaluator.score(images, prompts[1:] + prompts[:1])
     assert sum(s.value == 1.0 for s in got) <= 1
     assert all("expected" in s.reason for s in got if s.value != 1.0)
@@ -61,9 +59,7 @@ def test_order_does_not_matter(
 ) -> None:
     order = list(range(WORDS))
     Random(1).shuffle(order)
-    assert evaluator.score([images[k] for k in order], [prompts[k] for k in order]) == [
-        scores[k] for k in order
-    ]
+    assert evaluator.score([images[k] for k in order], [prompts[k] for k in order]) == [scores[k] for k in order]
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
@@ -96,9 +92,7 @@ def test_a_large_picture_is_searched_for_lines(evaluator: OCR) -> None:
     assert "read ''" in blank.reason
 
 
-def test_an_engine_error_leaves_that_picture_alone_unscored(
-    prompts: list[Prompt], images: list[Image.Image]
-) -> None:
+def test_an_engine_error_leaves_that_picture_alone_unscored(prompts: list[Prompt], images: list[Image.Image]) -> None:
     from rapidocr.inference_engine.onnxruntime.main import ONNXRuntimeError
 
     def read(image: Image.Image) -> list[tuple[str, float]]:
@@ -113,9 +107,7 @@ def test_an_engine_error_leaves_that_picture_alone_unscored(
     assert second.reason == "the OCR engine failed: ONNXRuntimeError: Fail: out of memory"
 
 
-def test_uncertain_texts_are_dropped_and_kept_as_evidence(
-    prompts: list[Prompt], images: list[Image.Image]
-) -> None:
+def test_uncertain_texts_are_dropped_and_kept_as_evidence(prompts: list[Prompt], images: list[Image.Image]) -> None:
     word = prompts[0].spec["target"]
     sure, unsure = (OCR(lambda _, s=s: [(word, s)]).score(images[:1], prompts[:1])[0] for s in (0.5, 0.49))
     assert (sure.value, unsure.value) == (1.0, 0.0)

@@ -41,9 +41,7 @@ def test_target(case: dict[str, Any]) -> None:
             quoted(case["prompt"])
 
 
-@pytest.mark.parametrize(
-    "prompt", ["", "no quotes", "a sign “OPEN”", "a 'sign'", 'a ""', 'a "   " sign', 'a "']
-)
+@pytest.mark.parametrize("prompt", ["", "no quotes", "a sign “OPEN”", "a 'sign'", 'a ""', 'a "   " sign', 'a "'])
 def test_a_prompt_without_text_leaves_the_picture_unscored(prompt: str) -> None:
     got = score_text(prompt, ["OPEN"])
     assert got.value is None

@@ -23,8 +23,7 @@ def random_adapter(model, seed):
     policy = model.student(LORA, 1.0, seed)
     generator = torch.Generator().manual_seed(seed)
     tensors = {
-        name: 0.05 * torch.randn(t.shape, generator=generator)
-        for name, t in adapters.read(policy.network).items()
+        name: 0.05 * torch.randn(t.shape, generator=generator) for name, t in adapters.read(policy.network).items()
     }
     return Adapter(tensors, LORA)
 

@@ -54,9 +54,7 @@ def test_right_beats_wrong(preference):
 
 def test_big_beats_small(preference):
     prompts, rng = preference_prompts("test")[:PAIRS], Random(2)
-    big, small = (
-        values(preference, [picture(p.spec, rng, size) for p in prompts], prompts) for size in (0.8, 0.2)
-    )
+    big, small = (values(preference, [picture(p.spec, rng, size) for p in prompts], prompts) for size in (0.8, 0.2))
     assert (big > small).mean() >= 0.9
 
 

@@ -91,9 +91,7 @@ BAD_GENEVAL = {
     "unknown option": changed(options={"treshold": 0.5}),
     "option of the wrong type": changed(options={"threshold": "0.5"}),
     "options is a list": changed(options=[1]),
-    "colour never classified": changed(
-        detections=[{"class": "dog", "box": [0, 0, 9, 9], "score": 0.9, "color": None}]
-    ),
+    "colour never classified": changed(detections=[{"class": "dog", "box": [0, 0, 9, 9], "score": 0.9, "color": None}]),
     "position pointing forward": changed(
         metadata={
             "tag": "t",

@@ -49,9 +49,7 @@ def cases(number: int) -> tuple[Case, ...]:
 
 def satisfies(scene: Scene, prompt: Prompt) -> bool:
     """Whether the scene's own items, not what a detector sees, meet the prompt."""
-    boxes = [
-        Detection(i.shape, (i.x - i.r, i.y - i.r, i.x + i.r, i.y + i.r), 1.0, i.color) for i in scene.items
-    ]
+    boxes = [Detection(i.shape, (i.x - i.r, i.y - i.r, i.x + i.r, i.y + i.r), 1.0, i.color) for i in scene.items]
     return judge(parse_metadata(prompt.spec), boxes).correct
 
 
@@ -150,18 +148,14 @@ def test_an_empty_picture_has_no_detection() -> None:
     assert detect(Image.new("RGB", (64, 64), (230, 235, 240))) == []
 
 
-@pytest.mark.parametrize(
-    "image", [Image.new("L", (64, 64)), Image.new("RGBA", (64, 64)), Image.new("RGB", (15, 64))]
-)
+@pytest.mark.parametrize("image", [Image.new("L", (64, 64)), Image.new("RGBA", (64, 64)), Image.new("RGB", (15, 64))])
 def test_unusable_pictures_are_one_clear_line(image: Image.Image) -> None:
     with pytest.raises(UserError, match="needs an RGB picture of at least 16x16") as error:
         detect(image)
     assert "\n" not in str(error.value)
 
 
-def scored(
-    prompts: list[Prompt], images: list[Image.Image]
-) -> Iterator[tuple[float | None, float | None, str]]:
+def scored(prompts: list[Prompt], images: list[Image.Image]) -> Iterator[tuple[float | None, float | None, str]]:
     for score in GenEval().score(images, prompts):
         yield score.value, score.reward, score.reason
 

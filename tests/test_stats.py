@@ -46,9 +46,7 @@ def test_clustered_interval_covers():
     rng, hits, trials = np.random.default_rng(0), 0, 600
     for _ in range(trials):
         level = rng.normal(0.6, 0.2, 60)
-        rows = [
-            sample(str(p), float(level[p] + rng.normal(0, 0.3)), index=k) for p in range(60) for k in range(4)
-        ]
+        rows = [sample(str(p), float(level[p] + rng.normal(0, 0.3)), index=k) for p in range(60) for k in range(4)]
         found = estimate(rows)
         hits += abs(found.value - 0.6) < 1.96 * found.se
     z = (hits / trials - 0.95) / math.sqrt(0.95 * 0.05 / trials)

@@ -25,9 +25,7 @@ CONTEXT = 14
 
 WIDTH, LAYERS = 128, 6
 
-_GRAMMAR = (
-    "a an the photo picture drawing image poster sign word text of with that says and showing next to in on"
-)
+_GRAMMAR = "a an the photo picture drawing image poster sign word text of with that says and showing next to in on"
 WORDS = sorted(
     {*_GRAMMAR.split(), *SHAPES, *PLURALS.values(), *COLORS, *NUMBERS.values()}
     | {word for relation in RELATIONS for word in relation.split()}

@@ -208,9 +208,7 @@ def train(recipe: Recipe, tokenizer: CLIPTokenizer, vae: AutoencoderKL | None) -
 
 
 @torch.no_grad()
-def rank_pairs(
-    model: CLIPModel, tokenizer: CLIPTokenizer, vae: AutoencoderKL | None, pairs: int
-) -> dict[str, float]:
+def rank_pairs(model: CLIPModel, tokenizer: CLIPTokenizer, vae: AutoencoderKL | None, pairs: int) -> dict[str, float]:
     """Share of pairs of which the better picture scores higher, for the test prompts in turn.
 
     Args:

@@ -29,9 +29,7 @@ def _around(x: float, y: float, radii: list[float], start: float) -> list[tuple[
     return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
 
 
-def draw_shape(
-    draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: object, hole: object
-) -> None:
+def draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: object, hole: object) -> None:
     """Draw one shape of radius `r` at `(x, y)`; `hole` is what shows through a ring."""
     up = -math.pi / 2
     if shape in ("circle", "ring"):

@@ -1,0 +1,1 @@
+"""The embedded pipeline; see README.md here."""

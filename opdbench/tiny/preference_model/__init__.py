@@ -1,0 +1,1 @@
+"""The trained preference model, a CLIPModel folder."""

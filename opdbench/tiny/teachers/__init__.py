@@ -1,0 +1,1 @@
+"""Shipped teachers: finished stages and evaluations of the default recipe."""
