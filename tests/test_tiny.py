@@ -88,7 +88,9 @@ def test_long_and_strange_prompts_encode(model):
 
 
 def test_the_longest_prompt_of_the_grammar_is_not_cut(model):
-    texts = [p.text for f in (geneval_prompts, ocr_prompts, preference_prompts) for s in ("train", "test") for p in f(s)]
+    texts = [
+        p.text for f in (geneval_prompts, ocr_prompts, preference_prompts) for s in ("train", "test") for p in f(s)
+    ]
     pipe = model._pipe
     for tokenizer in (pipe.tokenizer, pipe.tokenizer_3):
         assert max(len(ids) for ids in tokenizer(texts).input_ids) <= tokenizer.model_max_length

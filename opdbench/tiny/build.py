@@ -144,6 +144,10 @@ class Tokens:
     def __getitem__(self, rows: Tensor) -> Tokens:
         return Tokens(self.clip[rows], self.t5[rows])
 
+    def to(self, device: torch.device) -> Tokens:
+        """The same ids on `device`."""
+        return Tokens(self.clip.to(device), self.t5.to(device))
+
 
 class TinyModel(nn.Module):
     """The trained parts together: two CLIP encoders, T5 and the denoiser.

@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .build import TinyModel, Tokens
 from .data import make_dataset
+from .export import export
 from .vae import encode_all, fold_scale, train_vae
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,10 @@ class Batch:
     target: Tensor
     rows: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        return Batch(self.x.to(device), self.t.to(device), self.target.to(device), self.rows)
+
 
 def draw_batch(recipe: Recipe, latents: Tensor, step: int, empty: int) -> Batch:
     """The batch of a step; depends on the seed and the step only. Row `empty` is the empty caption."""
@@ -88,7 +94,8 @@ def draw_batch(recipe: Recipe, latents: Tensor, step: int, empty: int) -> Batch:
 def train_denoiser(recipe: Recipe, latents: Tensor, texts: list[str], work: Path) -> TinyModel:
     """Flow matching from a seed; returns the model with its averaged weights."""
     torch.manual_seed(recipe.seed)
-    model = TinyModel(work)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = TinyModel(work).to(device)
     averaged = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema)
     )
@@ -99,7 +106,7 @@ def train_denoiser(recipe: Recipe, latents: Tensor, texts: list[str], work: Path
     caption = torch.tensor([*(index[text] for text in texts), index[""]])
     state, first = work / "denoiser.pt", 0
     if state.exists():
-        saved = torch.load(state, weights_only=True)
+        saved = torch.load(state, weights_only=True, map_location=device)
         model.load_state_dict(saved["model"])
         averaged.load_state_dict(saved["averaged"])
         for optimizer, part in zip(optimizers, saved["optimizers"], strict=True):
@@ -109,7 +116,8 @@ def train_denoiser(recipe: Recipe, latents: Tensor, texts: list[str], work: Path
     total = 0.0
     for step in range(first, recipe.steps):
         batch = draw_batch(recipe, latents, step, len(texts))
-        total += _update(recipe, step, model, compiled, optimizers, batch, tokens[caption[batch.rows]])
+        chosen = tokens[caption[batch.rows]]
+        total += _update(recipe, step, model, compiled, optimizers, batch.to(device), chosen.to(device))
         averaged.update_parameters(model)
         if (step + 1) % 50 == 0:
             log.info("denoiser step %d loss %.4f", step + 1, total / 50)
@@ -138,7 +146,9 @@ def _update(
             group["lr"] = learning_rate(recipe, step)
         optimizer.zero_grad()
     # Plain attention: the fused backward is slow for so few tokens on a CPU.
-    with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+    kind = batch.x.device.type
+    plain = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext()
+    with plain, torch.autocast(kind, torch.bfloat16):
         velocity = compiled(batch.x, batch.t, tokens)
     loss = (velocity.float() - batch.target).square().mean()
     loss.backward()
@@ -163,7 +173,8 @@ def main() -> None:
     latents = encode_all(vae, pictures, args.work / "latents.npy")
     scaled = torch.from_numpy(fold_scale(vae, latents))
     model = train_denoiser(recipe, scaled, texts, args.work)
-    print(model is not None)
+    export(model.cpu(), vae, args.out)
+    log.info("wrote %s; score it with `opdbench eval --model %s`", args.out, args.out)
 
 
 if __name__ == "__main__":

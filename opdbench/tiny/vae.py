@@ -52,11 +52,12 @@ def _loss(vae: AutoencoderKL, x: Tensor) -> tuple[Tensor, Tensor]:
 def train_vae(pictures: np.ndarray, out: Path, steps: int, seed: int, batch: int = 32) -> AutoencoderKL:
     """Train from a seed, resuming from `out/vae.pt` if there; log every 50 steps."""
     torch.manual_seed(seed)
-    vae = build_vae()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vae = build_vae().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     state, first = out / "vae.pt", 0
     if state.exists():
-        saved = torch.load(state, weights_only=True)
+        saved = torch.load(state, weights_only=True, map_location=device)
         vae.load_state_dict(saved["vae"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
@@ -65,7 +66,7 @@ def train_vae(pictures: np.ndarray, out: Path, steps: int, seed: int, batch: int
         for group in optimizer.param_groups:
             group["lr"] = rate
         pick = np.random.default_rng((seed, step)).integers(0, len(pictures), batch)
-        x = to_unit(pictures[pick]).to(memory_format=torch.channels_last)
+        x = to_unit(pictures[pick]).to(device, memory_format=torch.channels_last)
         loss, kl = _loss(vae, x)
         optimizer.zero_grad()
         loss.backward()
@@ -76,7 +77,7 @@ def train_vae(pictures: np.ndarray, out: Path, steps: int, seed: int, batch: int
         if (step + 1) % 250 == 0 or step + 1 == steps:
             saved = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(saved, state)
-    return vae
+    return vae.cpu()
 
 
 @torch.no_grad()
