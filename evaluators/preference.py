@@ -36,7 +36,7 @@ def _features(output: Any) -> Tensor:
 
 
 class Preference:
-    """A raw score, as value and reward; about 3 units lie between small and big shapes, 5 to a wrong picture.
+    """A raw score, as value and reward: about 2 units from the smallest to the biggest shapes, 6 to a near miss.
 
     Only differences under one prompt mean something.
     """
