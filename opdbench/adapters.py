@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
@@ -87,7 +88,7 @@ def _plain(value: object) -> bool:
     return isinstance(value, (bool, int, float, str))
 
 
-def attach(network: nn.Module, lora: Lora, seed: int) -> None:
+def attach(network: Any, lora: Lora, seed: int) -> None:
     """Add a trainable adapter `default`, its A drawn from `seed`; every other weight is frozen."""
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):

@@ -170,7 +170,7 @@ def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
     for key, value in values.items():
         if key not in fields:
             raise unknown(f"key of {where}", key, fields)
-        wanted = {"int": int, "float": (int, float), "str": str}.get(str(fields[key].type))
+        wanted: Any = {"int": int, "float": (int, float), "str": str}.get(str(fields[key].type))
         if wanted and (not isinstance(value, wanted) or isinstance(value, bool)):
             raise UserError(f"{where}: {key} is {value!r}; expected {fields[key].type}")
         if str(fields[key].type) == "int" and value < 1:

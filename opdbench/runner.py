@@ -150,7 +150,8 @@ class Runner:
         return [(a.name, self.model.frozen(a.adapter, a.sampler.guidance), a.sampler) for a in actors]
 
     def _stages(self) -> tuple[list[StageResult], list[Actor]]:
-        results, done = [], {}
+        results: list[StageResult] = []
+        done: dict[str, tuple[Stage, Adapter]] = {}
         actors = [Actor("base", "base", (), self.config.recipe.base_sampler, None)]
         teaching = {name for stage in self.config.recipe.stages for _, name in stage.teachers}
         last = self.config.recipe.stages[-1].name if self.config.recipe.stages else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,8 @@ def evaluate_model(
         if target.exists():
             samples = read_samples(target)
         else:
-            title = f"evaluate {task}"
-            samples = evaluate(
-                model, policy, sampler, evaluator, prompts, target, Meter(),
-                lambda n, total, title=title: console.progress(title, n, total, {}),
-            )  # fmt: skip
+            progress = partial(console.progress, f"evaluate {task}", figures={})
+            samples = evaluate(model, policy, sampler, evaluator, prompts, target, Meter(), progress)
         groups: dict[str, list[Sample]] = defaultdict(list)
         for sample in samples:
             groups[sample.group].append(sample)
