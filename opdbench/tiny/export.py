@@ -26,5 +26,9 @@ def export(model: TinyModel, vae: AutoencoderKL, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipe.save_pretrained(partial, safe_serialization=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in partial.iterdir():  # what else lies in the folder, such as its card, stays
+        if part.is_dir():
+            shutil.rmtree(folder / part.name, ignore_errors=True)
+        part.replace(folder / part.name)
+    partial.rmdir()

@@ -1,0 +1,84 @@
+"""Adapters: attached, folded, stored and loaded by plain diffusers, always the same function."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from opdbench import adapters
+from opdbench.adapters import Adapter, Lora
+from opdbench.errors import UserError
+from opdbench.model import tiny_folder
+from opdbench.walk import Noise
+
+LORA = Lora(4, 8)
+
+
+@pytest.fixture(scope="module")
+def adapter(model):
+    names = adapters.read(model.student(LORA, 1.0, 0).network)
+    generator = torch.Generator().manual_seed(0)
+    return Adapter({k: 0.1 * torch.randn(t.shape, generator=generator) for k, t in names.items()}, LORA)
+
+
+@pytest.fixture(scope="module")
+def velocity(model):
+    condition, x = model.encode(["a photo of a red star"]), Noise(["x"], model.latent_shape).draw()
+
+    def of(policy):
+        with torch.no_grad():
+            return policy.velocity(x, 0.6, condition)
+
+    return of
+
+
+def test_fresh_adapter_is_the_base(model, velocity):
+    fresh = model.student(LORA, 1.0, 7)
+    torch.testing.assert_close(velocity(fresh), velocity(model.frozen(None, 1.0)), rtol=0, atol=0)
+    assert all(p.dtype == torch.float32 for p in adapters.trainable(fresh.network).values())
+    assert set(adapters.trainable(fresh.network)) == {
+        n for n, p in fresh.network.named_parameters() if "lora_" in n and p.requires_grad
+    }
+
+
+def test_attached_equals_folded(model, adapter, velocity):
+    attached = velocity(model.student(LORA, 1.0, 0, adapter))
+    torch.testing.assert_close(attached, velocity(model.frozen(adapter, 1.0)), rtol=1e-4, atol=1e-5)
+    assert (attached - velocity(model.frozen(None, 1.0))).abs().max() > 1e-2
+
+
+def test_saved_is_loaded_bit_for_bit(adapter, tmp_path):
+    adapter.save(tmp_path / "a.safetensors")
+    back = Adapter.load(tmp_path / "a.safetensors")
+    assert back.lora == adapter.lora
+    assert back.digest() == adapter.digest()
+
+
+def test_plain_diffusers_loads_it(model, adapter, velocity, tmp_path):
+    from diffusers import StableDiffusion3Pipeline
+
+    adapter.save(tmp_path / "a.safetensors")
+    pipe = StableDiffusion3Pipeline.from_pretrained(tiny_folder())
+    pipe.load_lora_weights(str(tmp_path), weight_name="a.safetensors")
+    pipe.transformer.to(torch.float32)
+    condition, x = model.encode(["a photo of a red star"]), Noise(["x"], model.latent_shape).draw()
+    with torch.no_grad():
+        theirs = pipe.transformer(
+            hidden_states=x,
+            timestep=torch.tensor([600.0]),
+            encoder_hidden_states=condition.states,
+            pooled_projections=condition.pooled,
+        ).sample
+    torch.testing.assert_close(theirs, velocity(model.frozen(adapter, 1.0)), rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_and_missing_tensors_are_errors(model, adapter, tmp_path):
+    some = dict(list(adapter.tensors.items())[:-1])
+    with pytest.raises(UserError, match="does not fit"):
+        model.student(LORA, 1.0, 0, Adapter(some, LORA))
+    strange = Adapter({"nowhere.lora_A.weight": torch.zeros(4, 4), "nowhere.lora_B.weight": torch.zeros(4, 4)}, LORA)
+    with pytest.raises(UserError, match="no layer 'nowhere'"):
+        model.frozen(strange, 1.0)
+    (tmp_path / "b.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(UserError, match="cannot read the adapter"):
+        Adapter.load(tmp_path / "b.safetensors")
