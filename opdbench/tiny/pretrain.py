@@ -31,24 +31,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that the weights depend on."""
+    """Everything that the weights depend on; `cycles` are lengths and peaks of the learning rate."""
 
     seed: int = 0
     vae_steps: int = 2000
     pictures: int = 60_000
     wrong: float = 0.2
     dropout: float = 0.12
-    steps: int = 4200
+    cycles: tuple[tuple[int, float], ...] = ((4200, 1.0), (1800, 0.6))
     batch: int = 64
     lr: float = 2e-3
-    decay: float = 0.3
+    decay: tuple[float, ...] = (0.3, 1.0)
     ema: float = 0.998
+
+    @property
+    def steps(self) -> int:
+        """Steps over all cycles."""
+        return sum(length for length, _ in self.cycles)
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Warm-up over 100 steps, constant, linear to zero over the last `decay` of the run."""
-    left = (recipe.steps - step) / (recipe.decay * recipe.steps)
-    return recipe.lr * min(1.0, (step + 1) / 100, left)
+    """In each cycle: warm-up over 100 steps, constant, linear to zero over its last share `decay`."""
+    for (length, peak), decay in zip(recipe.cycles, recipe.decay, strict=True):
+        if step < length:
+            return recipe.lr * peak * min(1.0, (step + 1) / 100, (length - step) / (decay * length))
+        step -= length
+    return 0.0
 
 
 def make_optimizers(model: TinyModel, lr: float) -> list[torch.optim.Optimizer]:
