@@ -55,7 +55,8 @@ class NFT:
         r = optimality(rollout.rewards, batch.images, self.sharpness)
         x0 = rollout.latents
         fresh = Noise([f"{key}/nft" for key in batch.keys], tuple(x0.shape[1:]), x0.device)
-        times = torch.tensor([step.t for step in actors.steps], device=x0.device)
+        # The last step starts at almost no noise; like the official code, leave it out.
+        times = torch.tensor([step.t for step in actors.steps[:-1]], device=x0.device)
         draw = Noise([f"{key}/time" for key in batch.keys], (len(times),)).draw().to(x0.device)
         order = draw.argsort(1)
         for k in range(self.times):

@@ -17,7 +17,7 @@ from opdbench.evaluators.shapes import detect
 
 from ..core import Prompt, Score, Split
 from ..errors import UserError
-from ..tiny.prompts import geneval_prompts
+from ..tiny.prompts import geneval_pool, geneval_prompts
 from ..tiny.scenes import COLORS, SHAPES
 
 
@@ -36,8 +36,8 @@ class GenEval:
     higher_is_better = True
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
-        """Prompts of the tiny world's split."""
-        return geneval_prompts(split)
+        """Prompts of the tiny world's split; tags are balanced in `train`, where one alone has most."""
+        return geneval_pool() if split == "train" else geneval_prompts(split)
 
     def check(self, prompt: Prompt) -> None:
         """Raise `UserError` if the prompt has no usable `include`, or asks for what cannot be detected."""

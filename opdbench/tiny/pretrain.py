@@ -38,7 +38,7 @@ class Recipe:
     pictures: int = 60_000
     wrong: float = 0.2
     dropout: float = 0.12
-    cycles: tuple[tuple[int, float], ...] = ((4200, 1.0), (1800, 0.6))
+    cycles: tuple[tuple[int, float], ...] = ((4200, 1.0), (1200, 0.6))
     batch: int = 64
     lr: float = 2e-3
     decay: tuple[float, ...] = (0.3, 1.0)

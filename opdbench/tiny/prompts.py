@@ -28,6 +28,8 @@ _TEST_PROMPTS = {
     "position": (30, 3),
     "color_attr": (24, 2),
 }
+# How often RL sees each tag: the hard ones more, as in Flow-GRPO's training set.
+_TRAIN_SHARE = {"single_object": 20, "two_object": 60, "counting": 60, "colors": 60, "position": 80, "color_attr": 80}
 _TEST_WORDS, _TRAIN_WORDS, _TEST_GENERAL = 256, 4000, 128
 
 
@@ -85,6 +87,17 @@ def geneval_prompts(split: Split) -> tuple[Prompt, ...]:
         for k, spec in enumerate(chosen):
             repeats = images if split == "test" else 1
             found.append(Prompt(f"geneval/{split}/{tag}/{k:04d}", spec["prompt"], "geneval", spec, repeats))
+    return tuple(found)
+
+
+@cache
+def geneval_pool() -> tuple[Prompt, ...]:
+    """Training prompts for RL, 360 in all, tags in the proportions above; small tags repeat."""
+    found: list[Prompt] = []
+    for tag, share in _TRAIN_SHARE.items():
+        own = [p for p in geneval_prompts("train") if p.spec["tag"] == tag]
+        Random(f"pool {tag}").shuffle(own)
+        found += [own[k % len(own)] for k in range(share)]
     return tuple(found)
 
 
