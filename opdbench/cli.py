@@ -173,7 +173,7 @@ def eval_(
     model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
     adapter: Annotated[Path | None, typer.Option(help="a LoRA adapter written by opdbench")] = None,
     tasks: Annotated[str, typer.Option(help="tasks to score, with commas between")] = "ocr,geneval",
-    guidance: Annotated[float, typer.Option(min=0, help="guidance scale")] = 4.5,
+    guidance: Annotated[float, typer.Option(min=0, help="guidance scale")] = 3.5,
     steps: Annotated[int, typer.Option(min=1, help="denoising steps")] = 10,
     limit: Annotated[int | None, typer.Option(min=1, help="at most so many test prompts a task")] = None,
     out: OutOption = Path("runs"),

@@ -19,15 +19,16 @@ def test_every_shipped_recipe_loads():
 
 def test_a_stage_for_each_task_and_its_teachers():
     plan = load_recipe(OPD, ("ocr", "geneval"))
-    assert [s.name for s in plan.stages] == ["teacher-ocr", "teacher-geneval", "student"]
+    assert [s.name for s in plan.stages] == ["start", "teacher-ocr", "teacher-geneval", "student"]
     assert plan.stages[-1].teachers == (("ocr", "teacher-ocr"), ("geneval", "teacher-geneval"))
-    assert plan.stages[0].tasks == ("ocr",)
+    assert plan.stages[1].tasks == ("ocr",)
+    assert plan.stages[1].init == "start"
 
 
 def test_overrides_reach_stages_and_tables():
     plan = load_recipe(OPD, ("ocr",), ["student.updates=3", "teacher.sampler.steps=4", "base_sampler.guidance=2.0"])
     assert plan.stages[-1].updates == 3
-    assert plan.stages[0].sampler.steps == 4
+    assert plan.stages[1].sampler.steps == 4
     assert plan.base_sampler.guidance == 2.0
 
 
