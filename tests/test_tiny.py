@@ -41,6 +41,7 @@ def test_captions_never_hold_a_test_prompt_or_word():
         text, spec = source.draw(rng)
         assert text not in tests
         assert spec.get("target") not in set(words("test"))
+        assert source.corrupt(text, spec, rng).partition('"')[2].rstrip('"') not in set(words("test"))
 
 
 def test_pictures_are_deterministic():

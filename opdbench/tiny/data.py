@@ -31,6 +31,7 @@ class Captions:
     def __init__(self) -> None:
         self._tags = {t: [p for p in geneval_prompts("train") if p.spec["tag"] == t] for t in TAGS}
         self._words = {n: [w for w in words("train") if len(w) == n] for n in LENGTH_WEIGHTS}
+        self._held = frozenset(words("test"))
         self._general = preference_prompts("train")
 
     def draw(self, rng: Random) -> tuple[str, Mapping[str, Any]]:
@@ -55,8 +56,9 @@ class Captions:
     def corrupt(self, text: str, spec: Mapping[str, Any], rng: Random) -> str:
         """A wrong caption of the same kind: some letters changed, or another scene's."""
         if "target" in spec:
-            word = spec["target"]
-            wrong = "".join(rng.choice(LETTERS) if rng.random() < 0.6 else c for c in word)
+            word = wrong = spec["target"]
+            while wrong == word or wrong in self._held:
+                wrong = "".join(rng.choice(LETTERS) if rng.random() < 0.6 else c for c in word)
             return text.replace(f'"{word}"', f'"{wrong}"')
         tag = spec.get("tag", "counting")
         return rng.choice(self._tags[tag]).text

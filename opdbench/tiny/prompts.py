@@ -1,7 +1,7 @@
 """Prompts of the tiny world: GenEval's six tags, quoted words, and general ones.
 
 Every prompt belongs to exactly one split, for good: a seeded shuffle puts a share of each tag's
-prompts, and a set of words, aside as `test`; no caption of the pretraining contains one of them.
+prompts, and a set of words, aside as `test`; no caption of the pretraining is one of them or holds such a word.
 """
 
 from __future__ import annotations
