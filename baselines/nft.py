@@ -6,8 +6,9 @@ With r in [0, 1] the normalised reward of a picture x0, v the student and v_old 
     L  = mean( r |x0+ - x0|^2 + (1 - r) |x0- - x0|^2 ) / b,   x0+- = x_t - t v+-,
 
 each squared error divided by the mean absolute error of its branch (detached), as in the official
-code. Guidance stays at 1. Differences: `times` noise levels a picture instead of all of the rollout's,
-drawn per picture, and r is scaled by `sharpness` (the code's 1 / (2 * clip) is sharpness 0.1).
+code. Differences from it: r is scaled by `sharpness` (the code's 1 / (2 * clip) is sharpness 0.1); the
+`times` noisiest levels of the rollout instead of all but the last; and the pictures of a prompt
+share the noise that is added, so what they have in common cancels from the gradient.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class NFT:
     Attributes:
         beta: strength of the implicit policies.
         sharpness: slope from normalised advantage to r.
-        times: noise levels a picture is trained at in an update.
+        times: noise levels that a picture is trained at, the noisiest of the rollout.
         kl: weight of the squared distance to the base model's velocity.
         old_slope, old_max: the old policy keeps min(old_slope * update, old_max) of itself.
     """
@@ -54,13 +55,9 @@ class NFT:
         rollout = actors.rollout(batch)
         r = optimality(rollout.rewards, batch.images, self.sharpness)
         x0 = rollout.latents
-        fresh = Noise([f"{key}/nft" for key in batch.keys], tuple(x0.shape[1:]), x0.device)
-        # The last step starts at almost no noise; like the official code, leave it out.
-        times = torch.tensor([step.t for step in actors.steps[:-1]], device=x0.device)
-        draw = Noise([f"{key}/time" for key in batch.keys], (len(times),)).draw().to(x0.device)
-        order = draw.argsort(1)
-        for k in range(self.times):
-            t = times[order[:, k % len(times)]]
+        fresh = Noise([f"{key.rpartition('/')[0]}/nft" for key in batch.keys], tuple(x0.shape[1:]), x0.device)
+        for step in actors.steps[: self.times]:
+            t = torch.full((len(batch),), step.t, device=x0.device)
             yield self._branches(x0, t, fresh.draw(), r, batch, actors) / self.times
 
     def _branches(self, x0: Tensor, t: Tensor, noise: Tensor, r: Tensor, batch: Batch, actors: Actors) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from opdbench.core import Sampler
 from opdbench.flow import transitions
 from opdbench.model import tiny_folder
-from opdbench.tiny.data import Captions
+from opdbench.tiny.data import Captions, Mix
 from opdbench.tiny.prompts import TAGS, geneval_prompts, ocr_prompts, preference_prompts, words
 from opdbench.tiny.render import render
 from opdbench.tiny.scenes import SIZE, draw_scene
@@ -35,7 +35,7 @@ def test_no_swapped_test_prompt_is_in_train():
 
 
 def test_captions_never_hold_a_test_prompt_or_word():
-    source, rng = Captions(), Random(0)
+    source, rng = Captions(Mix()), Random(0)
     tests = {p.text for f in (geneval_prompts, ocr_prompts, preference_prompts) for p in f("test")}
     for _ in range(3000):
         text, spec = source.draw(rng)
