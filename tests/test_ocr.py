@@ -28,7 +28,7 @@ def evaluator() -> OCR:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[Prompt]:
-    return list(ocr_prompts("test")[:: 256 // WORDS][:WORDS])
+    return list(ocr_prompts("test")[:WORDS])
 
 
 @pytest.fixture(scope="module")

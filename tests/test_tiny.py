@@ -11,8 +11,8 @@ import torch
 from opdbench.core import Sampler
 from opdbench.flow import transitions
 from opdbench.model import tiny_folder
-from opdbench.tiny.data import Captions, Mix
-from opdbench.tiny.prompts import TAGS, geneval_prompts, ocr_prompts, preference_prompts, words
+from opdbench.tiny.data import Captions
+from opdbench.tiny.prompts import TAGS, geneval_prompts, ocr_prompts, preference_prompts, words, words_aside
 from opdbench.tiny.render import render
 from opdbench.tiny.scenes import SIZE, draw_scene
 from opdbench.walk import Noise, sample
@@ -24,6 +24,7 @@ def test_splits_are_disjoint_and_of_stated_size():
         assert not {p.text for p in train} & {p.text for p in test}
         assert sum(p.images for p in test) >= 500
     assert not set(words("train")) & set(words("test"))
+    assert set(words("test")) <= set(words_aside())
     assert {p.spec["tag"] for p in geneval_prompts("test")} == set(TAGS)
 
 
@@ -35,7 +36,7 @@ def test_no_swapped_test_prompt_is_in_train():
 
 
 def test_captions_never_hold_a_test_prompt_or_word():
-    source, rng = Captions(Mix()), Random(0)
+    source, rng = Captions(), Random(0)
     tests = {p.text for f in (geneval_prompts, ocr_prompts, preference_prompts) for p in f("test")}
     for _ in range(3000):
         text, spec = source.draw(rng)

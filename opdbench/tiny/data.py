@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,32 +20,15 @@ from .prompts import (
 from .render import render
 from .scenes import COLORS, LETTERS, NUMBERS, PLURALS, SHAPES, SIZE, draw_scene
 
+WORD_SHARE, TAG_SHARE = 0.45, 0.45
+TAG_WEIGHTS = dict(zip(TAGS, (1, 3, 5, 3, 4, 4), strict=True))
 LENGTH_WEIGHTS = {2: 3, 3: 4, 4: 4}
-
-
-@dataclass(frozen=True)
-class Mix:
-    """What the pictures show and how often their captions are wrong.
-
-    Attributes:
-        words: share of pictures of a word.
-        tags: share of GenEval-style prompts; the rest are general ones.
-        weights: how often each GenEval tag comes.
-        wrong_words, wrong_scenes: shares of wrong captions among words, and among the rest.
-    """
-
-    words: float = 0.45
-    tags: float = 0.45
-    weights: tuple[int, ...] = (1, 3, 5, 3, 4, 4)
-    wrong_words: float = 0.0
-    wrong_scenes: float = 0.0
 
 
 class Captions:
     """Draws (text, spec) pairs from the training splits; never a test prompt or word."""
 
-    def __init__(self, mix: Mix) -> None:
-        self._mix = mix
+    def __init__(self) -> None:
         self._tags = {t: [p for p in geneval_prompts("train") if p.spec["tag"] == t] for t in TAGS}
         self._words = {n: [w for w in words("train") if len(w) == n] for n in LENGTH_WEIGHTS}
         self._held = frozenset(words("test"))
@@ -55,12 +37,12 @@ class Captions:
     def draw(self, rng: Random) -> tuple[str, Mapping[str, Any]]:
         """A caption and what it asks for."""
         kind = rng.random()
-        if kind < self._mix.words:
+        if kind < WORD_SHARE:
             length = rng.choices(list(LENGTH_WEIGHTS), list(LENGTH_WEIGHTS.values()))[0]
             word = rng.choice(self._words[length])
             return rng.choice(WORD_TEMPLATES).format(word), {"target": word}
-        if kind < self._mix.words + self._mix.tags:
-            tag = rng.choices(TAGS, self._mix.weights)[0]
+        if kind < WORD_SHARE + TAG_SHARE:
+            tag = rng.choices(list(TAG_WEIGHTS), list(TAG_WEIGHTS.values()))[0]
             prompt = rng.choice(self._tags[tag])
             return prompt.text, prompt.spec
         if rng.random() < 0.5:
@@ -71,34 +53,29 @@ class Captions:
         spec = {"include": [{"class": shape, "count": count, "color": color}]}
         return rng.choice(GENERAL_TEMPLATES).format(phrase), spec
 
-    def spoil(self, text: str, spec: Mapping[str, Any], rng: Random) -> str:
-        """The caption, or by chance a wrong one of the same kind."""
-        wrong = self._mix.wrong_words if "target" in spec else self._mix.wrong_scenes
-        return self.corrupt(text, spec, rng) if rng.random() < wrong else text
-
     def corrupt(self, text: str, spec: Mapping[str, Any], rng: Random) -> str:
-        """A wrong caption of the same kind: some letters changed, or another scene's."""
+        """A wrong caption of the same kind: letters redrawn (a tenth of the words stay right), or another scene's."""
         if "target" in spec:
-            word = wrong = spec["target"]
-            while wrong == word or wrong in self._held:
+            word, wrong = spec["target"], ""
+            while not wrong or wrong in self._held:
                 wrong = "".join(rng.choice(LETTERS) if rng.random() < 0.6 else c for c in word)
             return text.replace(f'"{word}"', f'"{wrong}"')
         tag = spec.get("tag", "counting")
         return rng.choice(self._tags[tag]).text
 
 
-def make_dataset(path: Path, count: int, seed: int, mix: Mix) -> tuple[np.ndarray, list[str]]:
-    """Pictures `(count, 64, 64, 3)` uint8 and captions, some of which are wrong.
+def make_dataset(path: Path, count: int, seed: int, wrong: float) -> tuple[np.ndarray, list[str]]:
+    """Pictures `(count, 64, 64, 3)` uint8 and captions, of which a share `wrong` is wrong.
 
     Made once and kept at `path`; the same arguments give the same file.
     """
     if not path.exists():
-        source, pictures, texts = Captions(mix), np.empty((count, SIZE, SIZE, 3), np.uint8), []
+        source, pictures, texts = Captions(), np.empty((count, SIZE, SIZE, 3), np.uint8), []
         for k in range(count):
             rng = Random(f"{seed} {k}")
             text, spec = source.draw(rng)
             pictures[k] = np.asarray(render(draw_scene(spec, rng)))
-            texts.append(source.spoil(text, spec, rng))
+            texts.append(source.corrupt(text, spec, rng) if rng.random() < wrong else text)
         partial = path.with_suffix(".partial.npz")
         np.savez(partial, pictures=pictures, texts=np.array(texts))
         partial.rename(path)

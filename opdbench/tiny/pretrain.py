@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .build import TinyModel, Tokens
-from .data import Mix, make_dataset
+from .data import make_dataset
 from .export import export
 from .vae import encode_all, fold_scale, train_vae
 
@@ -31,23 +31,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that the weights depend on. The autoencoder learns from other pictures, of the plain mix."""
+    """Everything that the weights depend on; `cycles` are lengths and peaks of the learning rate."""
 
     seed: int = 0
     vae_steps: int = 2000
     pictures: int = 60_000
-    mix: Mix = Mix(words=0.4, tags=0.5, weights=(1, 4, 4, 3, 5, 5), wrong_words=0.4, wrong_scenes=0.2)
+    wrong: float = 0.2
     dropout: float = 0.12
-    steps: int = 5400
+    cycles: tuple[tuple[int, float], ...] = ((4200, 1.0), (1200, 0.6))
     batch: int = 64
     lr: float = 2e-3
-    decay: float = 0.35
+    decay: tuple[float, ...] = (0.3, 1.0)
     ema: float = 0.998
+
+    @property
+    def steps(self) -> int:
+        """Steps over all cycles."""
+        return sum(length for length, _ in self.cycles)
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Warm-up over 100 steps, constant, linear to zero over the last share `decay`."""
-    return recipe.lr * min(1.0, (step + 1) / 100, (recipe.steps - step) / (recipe.decay * recipe.steps))
+    """In each cycle: warm-up over 100 steps, constant, linear to zero over its last share `decay`."""
+    for (length, peak), decay in zip(recipe.cycles, recipe.decay, strict=True):
+        if step < length:
+            return recipe.lr * peak * min(1.0, (step + 1) / 100, (length - step) / (decay * length))
+        step -= length
+    return 0.0
 
 
 def make_optimizers(model: TinyModel, lr: float) -> list[torch.optim.Optimizer]:
@@ -166,8 +175,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe = Recipe()
     args.work.mkdir(parents=True, exist_ok=True)
-    pictures, texts = make_dataset(args.work / "data.npz", recipe.pictures, recipe.seed, recipe.mix)
-    plain, _ = make_dataset(args.work / "vae_data.npz", 6000, recipe.seed + 7, Mix())
+    pictures, texts = make_dataset(args.work / "data.npz", recipe.pictures, recipe.seed, recipe.wrong)
+    plain, _ = make_dataset(args.work / "vae_data.npz", 6000, recipe.seed + 7, 0.0)
     vae = train_vae(plain, args.work, recipe.vae_steps, recipe.seed)
     latents = encode_all(vae, pictures, args.work / "latents.npy")
     scaled = torch.from_numpy(fold_scale(vae, latents))
