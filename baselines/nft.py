@@ -56,9 +56,10 @@ class NFT:
         r = optimality(rollout.rewards, batch.images, self.sharpness)
         x0 = rollout.latents
         fresh = Noise([f"{key.rpartition('/')[0]}/nft" for key in batch.keys], tuple(x0.shape[1:]), x0.device)
-        for step in actors.steps[: self.times]:
+        noisiest = actors.steps[: self.times]
+        for step in noisiest:
             t = torch.full((len(batch),), step.t, device=x0.device)
-            yield self._branches(x0, t, fresh.draw(), r, batch, actors) / self.times
+            yield self._branches(x0, t, fresh.draw(), r, batch, actors) / len(noisiest)
 
     def _branches(self, x0: Tensor, t: Tensor, noise: Tensor, r: Tensor, batch: Batch, actors: Actors) -> Tensor:
         assert actors.old is not None

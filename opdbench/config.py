@@ -32,6 +32,7 @@ class Stage:
         prompts: prompts an update, split evenly over the tasks.
         images: pictures a prompt.
         teachers: task and stage that teaches it; `base` is the untouched model with its own guidance.
+        teacher_guidance: guidance of the teachers here; 0 is each one's own.
         init: stage whose adapter it starts from; a fresh one if empty.
         sampler: how the policy walks in training and when it teaches.
         eval_sampler: how it walks in evaluation.
@@ -47,6 +48,7 @@ class Stage:
     prompts: int = 8
     images: int = 1
     teachers: tuple[tuple[str, str], ...] = ()
+    teacher_guidance: float = 0.0
     init: str = ""
     sampler: Sampler = Sampler()
     eval_sampler: Sampler = Sampler()

@@ -175,10 +175,11 @@ class Runner:
         teachers: dict[str, Policy] = {}
         for task, source in stage.teachers:
             if source == BASE:
-                teachers[task] = self.model.frozen(None, self.config.recipe.base_sampler.guidance)
-                continue
-            teacher, adapter = done[source]
-            teachers[task] = self.model.frozen(adapter, teacher.sampler.guidance)
+                adapter, own = None, self.config.recipe.base_sampler.guidance
+            else:
+                teacher, adapter = done[source]
+                own = teacher.sampler.guidance
+            teachers[task] = self.model.frozen(adapter, stage.teacher_guidance or own)
         start = done[stage.init][1] if stage.init else None
         trainer = Trainer(stage, self.config.seed, self.model, self.evaluators, teachers, folder, start)
         if trainer.state.update:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from opdbench.baselines.nft import NFT, branch_error, optimality
+from opdbench.methods import Rollout
 
 
 def test_optimality_is_centred_per_prompt_and_clipped():
@@ -56,8 +57,6 @@ class _Actors:
         )
 
     def rollout(self, batch):
-        from opdbench.methods import Rollout
-
         latents = torch.randn(len(batch.keys), 1, 1, 1, generator=self.generator)
         return Rollout(latents, self.sign * latents.flatten())
 
@@ -96,5 +95,17 @@ def test_at_the_old_policy_indifferent_rewards_give_the_matching_gradient_only()
     """With r = 1/2 and v = v_old both branches pull in opposite directions: no gradient."""
     actors = _Actors(0, 0.0)
     for loss in NFT(times=1).losses(_Batch(0), actors):
+        loss.backward()
+    assert actors.student.w.grad.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_pictures_of_a_prompt_share_their_noise(monkeypatch):
+    """What the two pictures have in common cancels, whatever noise is added: equal pictures, no gradient."""
+    actors = _Actors(0, 1.0)
+    same = torch.full((2, 1, 1, 1), 0.3)
+    monkeypatch.setattr(actors, "rollout", lambda batch: Rollout(same, torch.tensor([0.0, 1.0])))
+    batch = _Batch(0)
+    batch.keys, batch.images = ["0/teacher/0/p/0", "0/teacher/0/p/1"], 2
+    for loss in NFT(times=2).losses(batch, actors):
         loss.backward()
     assert actors.student.w.grad.item() == pytest.approx(0.0, abs=1e-6)
