@@ -21,9 +21,7 @@ class _Quiet:
         pass
 
 
-@pytest.mark.parametrize(
-    ("override", "guidance"), [("start.teacher_guidance=5.0", 5.0), ("start.teacher_guidance=0", 3.5)]
-)
+@pytest.mark.parametrize(("scale", "guidance"), [("4.0", 4.0), ("0", 3.5)])
 def test_teachers_guide_as_the_stage_says_or_in_their_own_way(scale, guidance, tmp_path, monkeypatch):
     seen = {}
 
