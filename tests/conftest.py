@@ -16,4 +16,4 @@ def model():
 
     from opdbench.model import Model
 
-    return Model("tiny", device="cpu", dtype=torch.float32)
+    return Model("tiny", device="cpu")
