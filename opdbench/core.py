@@ -59,7 +59,7 @@ class Sampler:
         if self.noise_level < 0 or self.guidance < 0:
             raise UserError(f"noise_level {self.noise_level} and guidance {self.guidance} must not be negative")
         if self.noise_level > 0 and self.name in DETERMINISTIC:
-            raise UserError(f"noise_level is {self.noise_level}; sampler {self.name!r} has no noise: 0 or another sampler")
+            raise UserError(f"noise_level is {self.noise_level}; sampler {self.name!r} takes 0 alone")
         if self.noise_level > 1 and self.name in ("cps", "ddim"):
             raise UserError(f"noise_level is {self.noise_level}; sampler {self.name!r} takes 0 to 1")
 

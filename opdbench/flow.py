@@ -113,6 +113,14 @@ def euler(step: Transition) -> Transition:
     return replace(step, c_x=1.0, c_v=step.t_next - step.t, std=0.0, c_last=0.0)
 
 
+def with_density(steps: Sequence[Transition]) -> list[Transition]:
+    """The steps that have noise; `UserError` if none has."""
+    found = [step for step in steps if step.std > 0]
+    if not found:
+        raise UserError("the sampler has no noise, and this method needs a density; use flow-sde with noise_level 0.7")
+    return found
+
+
 def kl_weight(sampler: Sampler, step: Transition, weighting: Weighting) -> float:
     """W in loss = w ||v_S - v_T||^2 for one transition.
 

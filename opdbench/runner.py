@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
+from . import adapters
 from .adapters import Adapter
 from .config import RunConfig, Stage, digest
 from .core import Estimate, Evaluator, Meter, Sample, Sampler
@@ -65,8 +66,8 @@ def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for stage in config.recipe.stages:
         needs = []
-        for name in [*(name for _, name in stage.teachers), *([stage.init] if stage.init else [])]:
-            if name == BASE:
+        for name in [*(name for _, name in stage.teachers), *stage.starts]:
+            if name == BASE and name not in stage.starts:
                 needs.append(digest(config.recipe.base_sampler))
             elif name in found:
                 needs.append(found[name])
@@ -180,7 +181,7 @@ class Runner:
                 teacher, adapter = done[source]
                 own = teacher.sampler.guidance
             teachers[task] = self.model.frozen(adapter, stage.teacher_guidance or own)
-        start = done[stage.init][1] if stage.init else None
+        start = adapters.mean([done[name][1] for name in stage.starts]) if stage.starts else None
         trainer = Trainer(stage, self.config.seed, self.model, self.evaluators, teachers, folder, start)
         if trainer.state.update:
             self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")

@@ -31,6 +31,9 @@ class Step:
     mean: Tensor
     next_x: Tensor
 
+    def __getitem__(self, rows: Tensor) -> Step:
+        return Step(self.transition, self.x[rows], self.velocity[rows], self.mean[rows], self.next_x[rows])
+
 
 class Noise:
     """Gaussian noise keyed per picture, the same for any batch size and number of processes."""
