@@ -2,8 +2,9 @@
 
 The surrogate is that of Flow-GRPO without KL. What differs: sampler dance-sde (noise_level .3), the pictures
 of a prompt start from the same noise, advantages are scaled per prompt, and a random `fraction` of the steps
-is trained in an update, the last one never. The official code draws the steps for each picture; here one
-draw serves the batch, so that a step is one forward.
+is trained in an update, the last one never. The official FLUX script takes two optimizer steps on a rollout
+of two prompts, one a prompt, and draws the steps for each picture; here each optimizer step has some pictures
+of every prompt, and one draw serves the batch, so that a step is one forward.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Dance(Method):
 
     clip: float = 1e-4
     fraction: float = 0.6
-    inner: int = 1
+    inner: int = 2
 
     needs_reward = True
 

@@ -4,7 +4,7 @@ A rollout x_{j+1} = mu_old(x_j) + std_j eps_j is walked again by the student tha
 averaged over C, H, W (as in flow_grpo, hence the tiny clip ranges),
 
     A = (r - mean of its prompt) / std,   rho = p(x_{j+1} | x_j) / p_old(x_{j+1} | x_j),
-    L = mean max(-A rho, -A clip(rho, 1 - c, 1 + c))                      (arXiv 2505.05470, eq. 4-6).
+    L = mean max(-A rho, -A clip(rho, 1 - c, 1 + c))                      (arXiv 2505.05470, section 4.1).
 
 Differences from the official code: guidance has gradient in both branches, pictures with advantage 0
 are not dropped from the mean, and the spread has a floor of 1e-4 instead of a summand. Pictures that could

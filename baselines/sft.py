@@ -5,7 +5,7 @@ The teacher of a prompt's task walks to a picture x0; the student then learns by
     L = ||v_S(x_t) - (e - x0)||^2,   x_t = (1 - t) x0 + t e,
 
 which meets noised teacher pictures and never a state of its own (the SFT baseline of arXiv 2605.15055,
-fig. 5, whose settings are not given). t is logit-normal, as SD3 was trained (arXiv 2403.03206, eq. 19).
+fig. 5, whose settings are not given). t is logit-normal, as SD3 was trained (arXiv 2403.03206, section 3.1).
 """
 
 from __future__ import annotations

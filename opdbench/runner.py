@@ -66,13 +66,14 @@ def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for stage in config.recipe.stages:
         needs = []
-        for name in [*(name for _, name in stage.teachers), *stage.starts]:
-            if name == BASE and name not in stage.starts:
-                needs.append(digest(config.recipe.base_sampler))
-            elif name in found:
-                needs.append(found[name])
-            else:
-                raise UserError(f"stage {stage.name!r} needs {name!r}; expected {BASE!r} or a stage before it")
+        teaching = {BASE: digest(config.recipe.base_sampler), **found}
+        for name, known in [
+            *((name, teaching) for _, name in stage.teachers),
+            *((name, found) for name in stage.starts),
+        ]:
+            if name not in known:
+                raise UserError(f"stage {stage.name!r} needs {name!r}; expected one before it: {', '.join(known)}")
+            needs.append(known[name])
         found[stage.name] = digest([FORMAT, stage, config.seed, weights, needs])
     return found
 

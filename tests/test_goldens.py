@@ -78,7 +78,7 @@ CASES = [
     ("grpo-guard", {"inner": 1}, SDE, 0.0, 0.0912508),
     ("mix-grpo", {"inner": 1, "width": 2}, SDE, 0.0, 0.0194742),
     ("mix-grpo", {"inner": 1, "width": 2, "random": True}, CPS, 0.0, 0.0239062),
-    ("dance-grpo", {}, DANCE, 0.0, 0.132393),
+    ("dance-grpo", {"inner": 1}, DANCE, 0.0, 0.132393),
     ("nft", {}, ODE, 1.86046, 0.177404),
 ]
 

@@ -162,7 +162,7 @@ def test_dance_shares_the_first_noise_of_a_prompt_only(world):
 
 def test_dance_trains_a_fraction_of_the_steps(world):
     actors = world.actors(world.Flow(START), Sampler("dance-sde", 5, 0.3))
-    assert len(list(Dance(fraction=0.5).losses(world.batch("dance"), actors))) == 2
+    assert len(list(Dance(fraction=0.5, inner=1).losses(world.batch("dance"), actors))) == 2
     with pytest.raises(UserError, match=r"fraction is 1\.5"):
         Dance(fraction=1.5)
 
