@@ -42,7 +42,7 @@ class Sampler:
     Attributes:
         name: one of `SAMPLERS`.
         steps: number of denoising steps.
-        noise_level: a of flow-sde and cps, eta of dance-sde and ddim; 0 is Euler. cps and ddim end at 1.
+        noise_level: a of flow-sde and cps, eta of dance-sde and ddim; 0 is Euler, and cps and ddim take at most 1.
         guidance: classifier-free guidance scale; 1 is a single conditional pass.
     """
 
