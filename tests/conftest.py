@@ -1,4 +1,4 @@
-"""Shared fixtures: the embedded model, loaded once, in fp32."""
+"""Shared fixtures: the embedded model, loaded once, in fp32; and an analytic world for losses."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def model():
-    import torch
-
-    from opdbench.model import Model
-
-    return Model("tiny", device="cpu", dtype=torch.float32)
-
 
 SPREAD = 0.5
 """Standard deviation of the analytic flow's data."""
@@ -146,3 +136,12 @@ def world():
 @pytest.fixture(scope="session")
 def z():
     return z_of_mean
+
+
+@pytest.fixture(scope="session")
+def model():
+    import torch
+
+    from opdbench.model import Model
+
+    return Model("tiny", device="cpu", dtype=torch.float32)
