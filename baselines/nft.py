@@ -21,12 +21,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opdbench.methods import Actors, Batch
+from opdbench.baselines.policy_gradient import advantages
+from opdbench.methods import Actors, Batch, Method
 from opdbench.walk import Noise
 
 
 @dataclass(frozen=True)
-class NFT:
+class NFT(Method):
     """The loss of DiffusionNFT.
 
     Attributes:
@@ -45,7 +46,6 @@ class NFT:
     old_max: float = 0.5
 
     needs_reward = True
-    needs_teacher = False
     needs_old = True
 
     def old_decay(self, update: int) -> float:
@@ -93,11 +93,5 @@ def branch_error(predicted: Tensor, x0: Tensor) -> Tensor:
 
 
 def optimality(rewards: Tensor, images: int, sharpness: float) -> Tensor:
-    """R in [0, 1] from rewards `(B,)`, `images` consecutive ones a prompt; NaN stays NaN.
-
-    Centred per prompt, divided by the standard deviation over the batch, then clip(A s + 1/2).
-    """
-    groups = rewards.view(-1, images)
-    centred = (groups - groups.nanmean(1, keepdim=True)).flatten()
-    spread = centred[~centred.isnan()].std().clamp(min=1e-4) if len(rewards) > 1 else centred.new_tensor(1.0)
-    return (centred / spread * sharpness + 0.5).clamp(0, 1)
+    """R in [0, 1], clip(A s + 1/2) of the advantages over the batch's spread; NaN stays NaN."""
+    return (advantages(rewards, images) * sharpness + 0.5).clamp(0, 1)

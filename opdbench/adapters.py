@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,15 @@ class Adapter:
             tuple(settings[f"{PREFIX}target_modules"]),
         )
         return Adapter(tensors, lora)
+
+
+def mean(parts: Sequence[Adapter]) -> Adapter:
+    """The mean of adapters of one shape, tensor by tensor; `UserError` if shapes differ."""
+    first = parts[0]
+    for other in parts[1:]:
+        if other.lora != first.lora or set(other.tensors) != set(first.tensors):
+            raise UserError(f"adapters of different shape cannot be merged: {first.lora} and {other.lora}")
+    return Adapter({k: torch.stack([p.tensors[k] for p in parts]).mean(0) for k in first.tensors}, first.lora)
 
 
 def _plain(value: object) -> bool:

@@ -31,9 +31,11 @@ class Stage:
         updates: optimizer steps.
         prompts: prompts an update, split evenly over the tasks.
         images: pictures a prompt.
-        teachers: task and stage that teaches it; `base` is the untouched model with its own guidance.
+        teachers: task and stage that teaches it; `base` is the untouched model with its own guidance. In a
+            recipe, `teacher` is that of every task, and a table `teachers` names single or further ones.
         teacher_guidance: guidance of the teachers here; 0 is each one's own.
-        init: stage whose adapter it starts from; a fresh one if empty.
+        init: stage whose adapter it starts from; a fresh one if empty; the mean of several with + between.
+            `{task}` in a recipe names one a task.
         sampler: how the policy walks in training and when it teaches.
         eval_sampler: how it walks in evaluation.
         lr, weight_decay, clip, ema: optimizer settings; `ema` is the decay of the weight average.
@@ -60,6 +62,11 @@ class Stage:
     alpha: int = 64
     targets: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The stages whose adapters' mean it starts from."""
+        return tuple(self.init.split("+")) if self.init else ()
 
 
 @dataclass(frozen=True)
@@ -153,9 +160,13 @@ def _stage(table: Mapping[str, Any], tasks: tuple[str, ...]) -> Stage:
     values = dict(table)
     values["name"] = table["name"].replace("{task}", tasks[0] if tasks else "")
     values["tasks"] = tasks
-    teacher = values.pop("teacher", None)
-    if teacher is not None:
-        values["teachers"] = tuple((task, str(teacher).replace("{task}", task)) for task in tasks)
+    teacher, others = values.pop("teacher", None), values.pop("teachers", {})
+    if not isinstance(others, Mapping):
+        raise UserError(f"stage {values['name']!r}: teachers is {others!r}; expected a table of task and stage")
+    routed = {task: str(teacher).replace("{task}", task) for task in tasks} if teacher is not None else {}
+    values["teachers"] = tuple((routed | {task: str(name) for task, name in others.items()}).items())
+    if "{task}" in str(table.get("init", "")):
+        values["init"] = "+".join(table["init"].replace("{task}", task) for task in tasks)
     for key in ("sampler", "eval_sampler"):
         default = table.get("sampler", {}) if key == "eval_sampler" else {}
         values[key] = _build(Sampler, table.get(key, default), f"{values['name']}.{key}")

@@ -7,7 +7,7 @@ a walk in progress.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from .core import Evaluator, Meter, Prompt, Sampler
 from .flow import Transition
 from .model import Condition, Model, Policy
-from .walk import Noise, sample
+from .walk import Noise, Step, walk
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Batch:
         images: pictures a prompt.
         condition: encoded prompts, row by row.
         noise: keyed by the pictures' keys.
+        update: number of the update, from 0.
     """
 
     prompts: Sequence[Prompt]
@@ -37,6 +38,7 @@ class Batch:
     images: int
     condition: Condition
     noise: Noise
+    update: int = 0
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -52,10 +54,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Finished pictures: final latents `(B, C, H, W)` and rewards `(B,)`, NaN where unscored."""
+    """Finished pictures.
+
+    Attributes:
+        latents: final ones, `(B, C, H, W)`.
+        rewards: `(B,)`, NaN where unscored.
+        path: the steps that were taken with noise, so that they have a density.
+    """
 
     latents: Tensor
     rewards: Tensor
+    path: Sequence[Step] = ()
+
+
+def _no_optimizer() -> None:
+    raise RuntimeError("a second optimizer step on one batch needs a trainer")
 
 
 @dataclass
@@ -67,6 +80,8 @@ class Actors:
         base: the untouched model at the student's guidance.
         old: the lagging copy that rolls out, for methods that need one.
         teachers: a frozen policy a task.
+        descend: step the optimizer on the losses so far, for methods that take several steps on one
+            rollout; after the last loss the trainer steps by itself.
     """
 
     model: Model
@@ -79,16 +94,21 @@ class Actors:
     steps: Sequence[Transition]
     meter: Meter
     reward: float | None = None
+    descend: Callable[[], object] = _no_optimizer
 
     def count(self, role: str, policy: Policy, pictures: int, grad: bool = False) -> None:
         """Meter one velocity of `policy`."""
         self.meter.count(role, pictures, policy.passes, grad)
 
-    def rollout(self, batch: Batch) -> Rollout:
-        """Walk the old policy (the student if there is none), decode, and score by task."""
+    def rollout(self, batch: Batch, steps: Sequence[Transition] | None = None) -> Rollout:
+        """Walk the old policy (the student if there is none), decode, and score by task.
+
+        `steps` are walked instead of the stage's own.
+        """
         policy = self.old or self.student
-        latents = sample(policy.at(batch.condition), batch.noise, self.steps)
-        self.meter.count("rollout", len(batch) * len(self.steps), policy.passes)
+        taken = list(walk(policy.at(batch.condition), batch.noise, self.steps if steps is None else steps))
+        latents = taken[-1].next_x
+        self.meter.count("rollout", len(batch) * len(taken), policy.passes)
         rewards = torch.full((len(batch),), float("nan"))
         images = self.model.decode(latents)
         for task, rows in batch.rows_by_task().items():
@@ -99,20 +119,24 @@ class Actors:
                     rewards[k] = score.reward
         self.meter.images += len(batch)
         self.reward = float(rewards.nanmean())
-        return Rollout(latents, rewards.to(latents.device))
+        path = [step for step in taken if step.transition.std > 0]
+        return Rollout(latents, rewards.to(latents.device), path)
 
 
 class Method(Protocol):
-    """A loss. Stateless: what lasts between updates lives in the trainer."""
+    """A loss. Stateless: what lasts between updates lives in the trainer.
 
-    needs_reward: bool
-    needs_teacher: bool
-    needs_old: bool
+    A method that derives from this states only what differs from the defaults.
+    """
+
+    needs_reward: bool = False
+    needs_teacher: bool = False
+    needs_old: bool = False
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """Scalar losses whose sum is the loss of the update."""
         ...
 
     def old_decay(self, update: int) -> float:
-        """Share of the old policy that is kept after `update`."""
-        ...
+        """Share of the old policy that is kept after `update`; unused without one."""
+        return 0.0

@@ -156,6 +156,8 @@ class Model:
 
     def student(self, lora: Lora, guidance: float, seed: int, start: Adapter | None = None) -> Policy:
         """A trainable policy: a copy of the denoiser with a fresh adapter, or with `start`'s."""
+        if start is not None and start.lora != lora:
+            raise UserError(f"the start is an adapter of {start.lora}; expected the stage's own, {lora}")
         network = copy.deepcopy(self.base)
         adapters.attach(network, lora, seed)
         if start is not None:

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .flow import WEIGHTINGS, kl_weight
-from .methods import Actors, Batch
-from .walk import walk
+from .estimators import analytic
+from .flow import WEIGHTINGS, Weighting, kl_weight
+from .methods import Actors, Batch, Method
+from .walk import Step, walk
 
 
 @dataclass(frozen=True)
-class OPD:
+class OPD(Method):
     """The distillation loss.
 
     Attributes:
@@ -33,12 +34,10 @@ class OPD:
         scale: factor of the loss; matters to the gradient clip only.
     """
 
-    weighting: str = "ode"
+    weighting: Weighting = "ode"
     scale: float = 1.0
 
-    needs_reward = False
     needs_teacher = True
-    needs_old = False
 
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:
@@ -46,18 +45,16 @@ class OPD:
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """One loss a step, to be back-propagated before the next is asked for."""
-        student = actors.student.at(batch.condition)
-        steps = actors.steps
-        for step in walk(student, batch.noise, steps, grad=True):
-            actors.count("student", actors.student, len(batch), grad=True)
-            target = teach(step.x, step.transition.t, batch, actors)
-            gap = (step.velocity - target).square().mean()
-            weight = kl_weight(actors.sampler, step.transition, self.weighting)  # type: ignore[arg-type]
-            yield self.scale * weight / len(steps) * gap
+        for step, target in visit(batch, actors):
+            weight = kl_weight(actors.sampler, step.transition, self.weighting)
+            yield self.scale * weight / len(actors.steps) * analytic(step, target)
 
-    def old_decay(self, update: int) -> float:
-        """Unused: the student walks itself."""
-        return 0.0
+
+def visit(batch: Batch, actors: Actors) -> Iterator[tuple[Step, Tensor]]:
+    """The student's own walk with gradient, and at each state the teachers' velocity."""
+    for step in walk(actors.student.at(batch.condition), batch.noise, actors.steps, grad=True):
+        actors.count("student", actors.student, len(batch), grad=True)
+        yield step, teach(step.x, step.transition.t, batch, actors)
 
 
 @torch.no_grad()

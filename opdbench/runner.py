@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
+from . import adapters
 from .adapters import Adapter
 from .config import RunConfig, Stage, digest
 from .core import Estimate, Evaluator, Meter, Sample, Sampler
@@ -65,13 +66,14 @@ def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for stage in config.recipe.stages:
         needs = []
-        for name in [*(name for _, name in stage.teachers), *([stage.init] if stage.init else [])]:
-            if name == BASE:
-                needs.append(digest(config.recipe.base_sampler))
-            elif name in found:
-                needs.append(found[name])
-            else:
-                raise UserError(f"stage {stage.name!r} needs {name!r}; expected {BASE!r} or a stage before it")
+        teaching = {BASE: digest(config.recipe.base_sampler), **found}
+        for name, known in [
+            *((name, teaching) for _, name in stage.teachers),
+            *((name, found) for name in stage.starts),
+        ]:
+            if name not in known:
+                raise UserError(f"stage {stage.name!r} needs {name!r}; expected one before it: {', '.join(known)}")
+            needs.append(known[name])
         found[stage.name] = digest([FORMAT, stage, config.seed, weights, needs])
     return found
 
@@ -180,7 +182,7 @@ class Runner:
                 teacher, adapter = done[source]
                 own = teacher.sampler.guidance
             teachers[task] = self.model.frozen(adapter, stage.teacher_guidance or own)
-        start = done[stage.init][1] if stage.init else None
+        start = adapters.mean([done[name][1] for name in stage.starts]) if stage.starts else None
         trainer = Trainer(stage, self.config.seed, self.model, self.evaluators, teachers, folder, start)
         if trainer.state.update:
             self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -73,7 +74,7 @@ class Trainer:
         self.key = f"{seed}/{stage.name}"
         self.lora = Lora(stage.rank, stage.alpha, stage.targets or adapters.ATTENTION)
         self.pools = {task: evaluators[task].prompts("train") for task in stage.tasks}
-        if self.method.needs_teacher and set(teachers) != set(stage.tasks):
+        if self.method.needs_teacher and not set(stage.tasks) <= set(teachers):
             raise UserError(f"stage {stage.name!r} has teachers for {sorted(teachers)}; expected {sorted(stage.tasks)}")
         if stage.prompts % len(stage.tasks):
             raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts do not split over {len(stage.tasks)} tasks")
@@ -97,6 +98,7 @@ class Trainer:
             sampler=stage.sampler,
             steps=transitions(stage.sampler, model.sigmas(stage.sampler.steps)),
             meter=self.state.meter,
+            descend=self._descend,
         )
 
     def run(self, report: Report) -> Adapter:
@@ -126,24 +128,30 @@ class Trainer:
         ]
         keys = [f"{self.key}/{update}/{p.id}/{k}" for k, p in enumerate(prompts)]
         condition = self.model.encode([p.text for p in prompts])
-        return Batch(prompts, keys, images, condition, Noise(keys, self.model.latent_shape, self.model.device))
+        noise = Noise(keys, self.model.latent_shape, self.model.device)
+        return Batch(prompts, keys, images, condition, noise, update)
 
     def _update(self, update: int) -> dict[str, Any]:
         batch = self._batch(update)
-        self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.model.device)
         for loss in self.method.losses(batch, self.actors):
             loss.backward()
             total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip)
-        if not torch.isfinite(norm):
-            raise UserError(f"stage {self.stage.name!r}: gradient is {norm.item()} at update {update}; lower lr")
-        self.optimizer.step()
+        norm = self._descend()
         self._follow(update)
-        line: dict[str, Any] = {"update": update + 1, "loss": total.item(), "grad_norm": norm.item()}
+        line: dict[str, Any] = {"update": update + 1, "loss": total.item(), "grad_norm": norm}
         if self.method.needs_reward:
             line["reward"] = self.actors.reward
         return line
+
+    def _descend(self) -> float:
+        """One optimizer step on the gradient so far; returns the gradient's norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip).item()
+        if not math.isfinite(norm):
+            raise UserError(f"stage {self.stage.name!r}: gradient is {norm} at update {self.state.update}; lower lr")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def _follow(self, update: int) -> None:
         """Move the weight average and the old policy after the student."""
@@ -182,7 +190,7 @@ class Trainer:
         part = {kind: _under(kind, tensors) for kind in ("average", "old", "student")}
         adapters.write(self.student.network, part["student"])
         for name, parameter in self.parameters.items():
-            kinds = ("step", "exp_avg", "exp_avg_sq")
+            kinds = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"optimizer/{k}/{name}" in tensors]
             self.optimizer.state[parameter] = {
                 k: tensors[f"optimizer/{k}/{name}"].to(parameter.device if k != "step" else "cpu") for k in kinds
             }

@@ -31,6 +31,9 @@ class Step:
     mean: Tensor
     next_x: Tensor
 
+    def __getitem__(self, rows: Tensor) -> Step:
+        return Step(self.transition, self.x[rows], self.velocity[rows], self.mean[rows], self.next_x[rows])
+
 
 class Noise:
     """Gaussian noise keyed per picture, the same for any batch size and number of processes."""
@@ -59,12 +62,12 @@ def walk(velocity: Velocity, noise: Noise, steps: Sequence[Transition], grad: bo
         steps: transitions in order.
         grad: whether `velocity` and `mean` carry gradient.
     """
-    x = noise.draw()
+    x, x0 = noise.draw(), None
     for transition in steps:
         with torch.set_grad_enabled(grad):
             v = velocity(x, transition.t)
-            mean = transition.mean(x, v)
-        next_x = mean.detach()
+            mean = transition.mean(x, v, x0)
+        next_x, x0 = mean.detach(), x - transition.t * v.detach()
         if transition.std > 0:
             next_x = next_x + transition.std * noise.draw()
         yield Step(transition, x, v, mean, next_x)

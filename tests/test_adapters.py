@@ -47,6 +47,21 @@ def test_attached_equals_folded(model, adapter, velocity):
     assert (attached - velocity(model.frozen(None, 1.0))).abs().max() > 1e-2
 
 
+def test_the_mean_of_adapters_is_taken_tensor_by_tensor(adapter):
+    twice = Adapter({k: 2 * t for k, t in adapter.tensors.items()}, LORA)
+    zero = Adapter({k: 0 * t for k, t in adapter.tensors.items()}, LORA)
+    assert adapters.mean([twice, zero]).digest() == adapter.digest()
+    assert adapters.mean([adapter]).digest() == adapter.digest()
+    with pytest.raises(UserError, match="different shape"):
+        adapters.mean([adapter, Adapter(adapter.tensors, Lora(4, 4))])
+
+
+def test_a_start_of_another_shape_is_refused(model, adapter):
+    """Its tensors would fit, and mean something else."""
+    with pytest.raises(UserError, match="expected the stage's own"):
+        model.student(Lora(4, 16), 1.0, 0, adapter)
+
+
 def test_saved_is_loaded_bit_for_bit(adapter, tmp_path):
     adapter.save(tmp_path / "a.safetensors")
     back = Adapter.load(tmp_path / "a.safetensors")

@@ -25,6 +25,20 @@ def test_a_stage_for_each_task_and_its_teachers():
     assert plan.stages[1].init == "start"
 
 
+def test_a_stage_may_start_from_several_and_be_taught_by_further_ones(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(
+        "[[stage]]\nname = 'a-{task}'\nmethod = 'nft'\n[[stage]]\nname = 'b'\nmethod = 'flow-opd'\n"
+        "init = 'a-{task}'\nteacher = 'a-{task}'\nteachers = { ocr = 'base', preference = 'a-ocr' }"
+    )
+    last = load_recipe(path, ("ocr", "geneval")).stages[-1]
+    assert last.starts == ("a-ocr", "a-geneval")
+    assert dict(last.teachers) == {"ocr": "base", "geneval": "a-geneval", "preference": "a-ocr"}
+    path.write_text("[[stage]]\nname = 'b'\nmethod = 'opd'\nteachers = 'base'")
+    with pytest.raises(UserError, match="teachers is 'base'; expected a table"):
+        load_recipe(path, ("ocr",))
+
+
 def test_overrides_reach_stages_and_tables():
     plan = load_recipe(OPD, ("ocr",), ["student.updates=3", "teacher.sampler.steps=4", "base_sampler.guidance=2.0"])
     assert plan.stages[-1].updates == 3

@@ -9,7 +9,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BOTTOM = {"core", "flow", "stats", "record", "config", "errors", "runtime"}
-MIDDLE = {"walk", "adapters", "model", "methods", "trainer", "evaluate", "opd", "registry", "grid"}
+MIDDLE = {
+    "walk",
+    "adapters",
+    "model",
+    "methods",
+    "trainer",
+    "evaluate",
+    "estimators",
+    "opd",
+    "opd_ppo",
+    "registry",
+    "grid",
+}
 SOURCES = sorted(p for d in ("opdbench", "baselines", "evaluators", "leaderboards") for p in (ROOT / d).rglob("*.py"))
 
 

@@ -6,7 +6,22 @@ import pytest
 
 from opdbench import runner
 from opdbench.config import RunConfig, load_recipe
+from opdbench.errors import UserError
 from opdbench.registry import recipe as find_recipe
+
+
+def test_a_stage_cannot_start_from_the_base_and_starts_are_in_its_digest(tmp_path):
+    path = tmp_path / "x.toml"
+
+    def digests(init):
+        stages = [f"[[stage]]\nname = '{name}'\nmethod = 'nft'\n" for name in "abc"]
+        path.write_text("".join(stages) + f"init = '{init}'")
+        return runner.stage_digests(RunConfig(load_recipe(path, ("ocr",)), ("ocr",), "tiny", 0), "weights")
+
+    assert len({digests(init)["c"] for init in ("", "a", "b", "a+b")}) == 4
+    for init in ("base", "a+base", "a+d"):
+        with pytest.raises(UserError, match="before it"):
+            digests(init)
 
 
 class _StopError(Exception):

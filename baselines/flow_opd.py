@@ -1,0 +1,72 @@
+"""Flow-OPD (arXiv 2605.08063): distillation as a policy gradient on dense rewards, tied to an anchor.
+
+    L = sum_j rho_j min(scale D_j, limit) + anchor_weight * K_j,
+    D_j = w_j ||v_S - v_T||^2,   K_j = w_j ||v_S - v_A||^2,   w_j = c_v^2 / (2 sigma_t^2)
+
+at the states of the student's own walk; v_T is the teacher of the picture's task and v_A the anchor, a
+teacher of looks that holds all pictures on its manifold (the base model, if none is named). The paper says
+that the reward is a constant; its code lets the gradient through, and that gradient is what learns (see
+`opd_ppo.py`), so it is the default here and `detached` is the paper's text. The student steps once on a
+walk, so rho = 1 and the clip of the code never acts. A cold start is a stage's `init`: a stage of `sft`, or the
+mean of the teachers (`init = "teacher-{task}"`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opdbench.errors import unknown
+from opdbench.estimators import analytic, gaps, surrogate
+from opdbench.flow import kl_weight, with_density
+from opdbench.methods import Actors, Batch, Method
+from opdbench.model import Policy
+from opdbench.opd import visit
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class FlowOPD(Method):
+    """The loss of Flow-OPD.
+
+    Attributes:
+        scale: factor of the dense reward.
+        limit: bound of the scaled reward.
+        anchor_weight: weight of the KL to the anchor; 0 is without.
+        anchor: `base`, or the task whose teacher is the anchor; the stage's `teachers` may name one more.
+        detached: hold the reward constant.
+    """
+
+    scale: float = 1.0
+    limit: float = 5.0
+    anchor_weight: float = 0.04
+    anchor: str = BASE
+    detached: bool = False
+
+    needs_teacher = True
+
+    def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
+        """One loss a step with noise, to be back-propagated before the next is asked for."""
+        count, anchor = len(with_density(actors.steps)), self._anchor(actors)
+        for step, target in visit(batch, actors):
+            if step.transition.std == 0:
+                continue
+            weight = kl_weight(actors.sampler, step.transition, "official")
+            cost = (self.scale * weight * gaps(step, target)).clamp(max=self.limit)
+            loss = surrogate(step, cost.detach() if self.detached else cost)
+            if self.anchor_weight:
+                with torch.no_grad():
+                    held = anchor.velocity(step.x, step.transition.t, batch.condition)
+                actors.count("teacher", anchor, len(batch))
+                loss = loss + self.anchor_weight * weight * analytic(step, held)
+            yield loss / count
+
+    def _anchor(self, actors: Actors) -> Policy:
+        known = {BASE: actors.base, **actors.teachers}
+        if self.anchor not in known:
+            raise unknown("anchor", self.anchor, known)
+        return known[self.anchor]

@@ -1,0 +1,103 @@
+"""What the GRPO family shares: group advantages, the replay of a rollout, and the clipped surrogate.
+
+A rollout x_{j+1} = mu_old(x_j) + std_j eps_j is walked again by the student that learns; with log-densities
+averaged over C, H, W (as in flow_grpo, hence the tiny clip ranges),
+
+    A = (r - mean of its prompt) / std,   rho = p(x_{j+1} | x_j) / p_old(x_{j+1} | x_j),
+    L = mean max(-A rho, -A clip(rho, 1 - c, 1 + c))                      (arXiv 2505.05470, section 4.1).
+
+Differences from the official code: guidance has gradient in both branches, pictures with advantage 0
+are not dropped from the mean, and the spread has a floor of 1e-4 instead of a summand. Pictures that could
+not be scored have advantage 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opdbench.errors import UserError
+from opdbench.flow import with_density
+from opdbench.methods import Actors, Batch
+from opdbench.model import Condition
+from opdbench.walk import Step
+
+ADVANTAGE_LIMIT = 5.0
+"""Clamp of the advantages in flow_grpo and DanceGRPO."""
+
+
+def advantages(rewards: Tensor, images: int, global_std: bool = True) -> Tensor:
+    """Rewards `(B,)`, `images` consecutive ones a prompt, centred per prompt and scaled; NaN stays NaN.
+
+    The scale is the standard deviation of what is centred over the batch, or of each prompt.
+    """
+    if images < 2:
+        raise UserError(f"images is {images}; advantages compare the pictures of a prompt: set it to 2 or more")
+    groups = rewards.view(-1, images)
+    centred = groups - groups.nanmean(1, keepdim=True)
+    if global_std:
+        spread = centred[~centred.isnan()].std()
+    else:
+        freedom = (~groups.isnan()).sum(1, keepdim=True) - 1
+        spread = (centred.square().nansum(1, keepdim=True) / freedom).sqrt()
+    return (centred / spread.clamp(min=1e-4)).flatten()
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The student, with gradient, at a step of the rollout; tensors have the `rows` of the batch only.
+
+    Attributes:
+        rows: which pictures.
+        condition: their prompts.
+        advantage: `(B',)`, clamped, 0 where unscored.
+        old: the step as it was taken.
+        velocity, mean: the student's now, `(B', C, H, W)`.
+    """
+
+    rows: Tensor
+    condition: Condition
+    advantage: Tensor
+    old: Step
+    velocity: Tensor
+    mean: Tensor
+
+    def log_ratio(self) -> Tensor:
+        """Log of rho from log-densities per dimension, `(B',)`."""
+        transition, taken = self.old.transition, self.old.next_x
+        return transition.log_prob_mean(taken, self.mean) - transition.log_prob_mean(taken, self.old.mean)
+
+
+def trained_steps(path: Sequence[Step]) -> list[Step]:
+    """The steps of a rollout that have a density, but for the one to t = 0, which the official code drops."""
+    with_density([step.transition for step in path])
+    return [step for step in path if step.transition.t_next > 0]
+
+
+def replay(steps: Sequence[Step], advantage: Tensor, inner: int, batch: Batch, actors: Actors) -> Iterator[Visit]:
+    """Walk the student over `steps` of a rollout, one visit at a time.
+
+    With `inner` above 1 the pictures are dealt into so many shares, and the optimizer steps between them, so
+    that from the second share on the student differs from the policy that rolled out.
+    """
+    if inner > batch.images:
+        raise UserError(f"inner is {inner}; expected at most the {batch.images} pictures of a prompt")
+    bounded = advantage.nan_to_num(0.0).clamp(-ADVANTAGE_LIMIT, ADVANTAGE_LIMIT)
+    for share in range(inner):
+        if share:
+            actors.descend()
+        rows = torch.arange(share, len(batch), inner, device=advantage.device)
+        condition = batch.condition[rows]
+        for step in steps:
+            old = step[rows]
+            velocity = actors.student.velocity(old.x, old.transition.t, condition)
+            actors.count("student", actors.student, len(rows), grad=True)
+            yield Visit(rows, condition, bounded[rows], old, velocity, old.transition.mean(old.x, velocity))
+
+
+def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """PPO's pessimistic surrogate as a loss, mean over pictures."""
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)).mean()

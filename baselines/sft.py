@@ -1,0 +1,46 @@
+"""Off-policy distillation: supervised fine-tuning on the teachers' pictures, made anew for each prompt.
+
+The teacher of a prompt's task walks to a picture x0; the student then learns by flow matching,
+
+    L = ||v_S(x_t) - (e - x0)||^2,   x_t = (1 - t) x0 + t e,
+
+which meets noised teacher pictures and never a state of its own (the SFT baseline of arXiv 2605.15055,
+fig. 5, whose settings are not given). t is logit-normal, as SD3 was trained (arXiv 2403.03206, section 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opdbench.methods import Actors, Batch, Method
+from opdbench.opd import teach
+from opdbench.walk import Noise, sample
+
+
+@dataclass(frozen=True)
+class SFT(Method):
+    """Flow matching on teacher pictures.
+
+    Attributes:
+        times: noise levels that a picture is trained at.
+    """
+
+    times: int = 2
+
+    needs_teacher = True
+
+    def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
+        """One loss a noise level."""
+        x0 = sample(lambda x, t: teach(x, t, batch, actors), batch.noise, actors.steps)
+        noise = Noise([f"{key}/noise" for key in batch.keys], tuple(x0.shape[1:]), x0.device)
+        levels = Noise([f"{key}/time" for key in batch.keys], (), x0.device)
+        for _ in range(self.times):
+            t, e = torch.sigmoid(levels.draw()), noise.draw()
+            part = t[:, None, None, None]
+            v = actors.student.velocity((1 - part) * x0 + part * e, t, batch.condition)
+            actors.count("student", actors.student, len(batch), grad=True)
+            yield (v - (e - x0)).square().mean() / self.times
