@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 Format = Literal["table", "json"]
 FormatOption = Annotated[Format, typer.Option("--format", help="table or json")]
+CompareFormat = Literal["table", "md", "csv", "tex", "html", "json"]
+RunsArgument = Annotated[list[Path] | None, typer.Argument(help="run folders or records; all of --out if none")]
 OutOption = Annotated[Path, typer.Option("--out", help="folder of the runs")]
 
 
@@ -80,7 +82,9 @@ def run(
 
         print_json({"rows": [r for x in records for r in table.rows(x)], "costs": [table.costs(x) for x in records]})
     elif records:
-        print_runs(records)
+        from .leaderboards.runs import Run
+
+        print_runs([Run(record, out) for record in records])
 
 
 def _plan(runner: object) -> None:
@@ -111,23 +115,23 @@ def _command() -> str:
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path] | None, typer.Argument(help="run folders or records; all of --out if none")] = None,
+    runs: RunsArgument = None,
     out: OutOption = Path("runs"),
-    format_: FormatOption = "table",
+    against: Annotated[str | None, typer.Option(help="a published table to show beside, e.g. flow-grpo")] = None,
+    format_: Annotated[CompareFormat, typer.Option("--format", help="for a terminal, a text or a program")] = "table",
 ) -> None:
-    """Put finished runs into one table, seeds together."""
-    from .leaderboards import table
-    from .record import RunRecord
-    from .show import print_json, print_runs
+    """Compare finished runs: scores over seeds, paired tests, teacher-normalised aggregates, cost."""
+    from .leaderboards.runs import load_runs
+    from .show import print_comparison
 
+    print_comparison(load_runs(_places(runs, out)), against, format_)
+
+
+def _places(runs: list[Path] | None, out: Path) -> list[Path]:
     places = runs or sorted(path.parent for path in out.glob("*/record.json"))
     if not places:
         raise UserError(f"no finished run in {str(out)!r}; make one with `opdbench run`, or name run folders")
-    records = [RunRecord.load(place) for place in places]
-    if format_ == "json":
-        print_json(table.over_runs(records))
-    else:
-        print_runs(records)
+    return places
 
 
 @app.command()

@@ -144,7 +144,8 @@ def band(deviation: float, old: int, new: int, cells: int, alpha: float = 0.05) 
 
     Args:
         deviation: standard deviation over the reference's seeds (n - 1).
-        old, new: seeds of the reference and of the check.
+        old: seeds of the reference.
+        new: seeds of the check.
         cells: bands that are read together.
         alpha: chance that any of them is left without a cause.
     """
