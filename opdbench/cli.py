@@ -124,14 +124,44 @@ def compare(
     from .leaderboards.runs import load_runs
     from .show import print_comparison
 
-    print_comparison(load_runs(_places(runs, out)), against, format_)
+    places = _places(runs, out)
+    if not places:
+        raise UserError(f"no finished run in {str(out)!r}; make one with `opdbench run`, or name run folders")
+    print_comparison(load_runs(places), against, format_)
 
 
 def _places(runs: list[Path] | None, out: Path) -> list[Path]:
-    places = runs or sorted(path.parent for path in out.glob("*/record.json"))
-    if not places:
-        raise UserError(f"no finished run in {str(out)!r}; make one with `opdbench run`, or name run folders")
-    return places
+    return runs or sorted(path.parent for path in out.glob("*/record.json"))
+
+
+@app.command()
+def check(
+    runs: RunsArgument = None,
+    out: OutOption = Path("runs"),
+    only: Annotated[list[str] | None, typer.Option(help="a layer; may be repeated; all if none")] = None,
+    references: Annotated[Path | None, typer.Option(help="reference values; the package's own if absent")] = None,
+    record: Annotated[bool, typer.Option("--record", help="make the reference values from the runs")] = False,
+    format_: FormatOption = "table",
+) -> None:
+    """Say whether the numbers are reproduced: 0 yes, 1 diverged, 3 inconclusive, 4 not comparable."""
+    from .leaderboards import check as checks
+    from .leaderboards.reference import default_path
+    from .leaderboards.runs import load_runs
+    from .leaderboards.verdict import exit_code
+    from .runtime import environment
+    from .show import print_findings
+
+    for layer in only or ():
+        if layer not in checks.LAYERS:
+            raise unknown("layer", layer, checks.LAYERS)
+    found, path = load_runs(_places(runs, out)), references or default_path()
+    if record:
+        made = checks.record(found, path, environment())
+        print(f"{path}: {sum(len(group.cells) for group in made.groups)} cells, {len(made.figures)} figures")
+        return
+    findings = checks.check(found, path, only or checks.LAYERS, environment())
+    print_findings(findings, format_)
+    raise typer.Exit(exit_code(findings))
 
 
 @app.command()

@@ -94,9 +94,12 @@ class RunRecord:
             found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
             raise UserError(f"record {str(file)!r} has schema {found!r}; expected {SCHEMA}")
         try:
-            stages = tuple(StageResult(**{**s, "meter": Meter(**s["meter"])}) for s in raw.pop("stages"))
+            stages = tuple(
+                StageResult(**{**s, "tasks": tuple(s["tasks"]), "meter": Meter(**s["meter"])})
+                for s in raw.pop("stages")
+            )
             policies = tuple(_policy(p) for p in raw.pop("policies"))
-            return RunRecord(stages=stages, policies=policies, **raw)
+            return RunRecord(tasks=tuple(raw.pop("tasks")), stages=stages, policies=policies, **raw)
         except (KeyError, TypeError) as error:
             raise UserError(f"record {str(file)!r} is damaged ({error}); run its command again") from error
 

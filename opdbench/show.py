@@ -17,6 +17,7 @@ from .leaderboards.document import Block, blocks, score_block
 from .leaderboards.formats import RENDERERS, as_csv, as_json, visible
 from .leaderboards.published import find, published_blocks
 from .leaderboards.runs import Run
+from .leaderboards.verdict import Finding, finding_block
 from .record import RunRecord
 
 
@@ -49,6 +50,14 @@ def print_comparison(runs: Sequence[Run], against: str | None, format_: str) -> 
         print_blocks(shown)
     else:
         sys.stdout.write(RENDERERS[format_](shown))
+
+
+def print_findings(findings: Sequence[Finding], format_: str) -> None:
+    """What a check found."""
+    if format_ == "json":
+        print_json([asdict(finding) for finding in findings])
+        return
+    print_blocks([finding_block(findings)])
 
 
 def print_blocks(shown: Sequence[Block]) -> None:
