@@ -100,7 +100,10 @@ def judge_trajectory(reference: Reference, now: Mapping[str, float], environment
 
 def judge_bands(expected: Sequence[Expected], runs: Sequence[Run]) -> list[Finding]:
     """Every cell of every reference group against the runs of the same method and tasks."""
-    groups = group_runs(runs)
+    try:
+        groups = group_runs(runs)
+    except UserError as error:
+        return [Finding("bands", "the runs", "not comparable", str(error), "opdbench compare")]
     cells = sum(len(one.cells) for one in expected)
     findings = []
     for one in expected:

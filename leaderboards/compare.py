@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from opdbench.leaderboards.cost import CostToGoal, cost, cost_to_goal
@@ -89,6 +90,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """Compare finished runs; `UserError` if their numbers may not share a column."""
     groups = group_runs(runs)
     tasks = task_names(groups)
+    spares = _mean_teachers(groups)
     columns = [compare_task(task, groups) for task in tasks]
     ranks = {(column.task, label): rank for column in columns for label, rank in column.ranks.items()}
     scores = []
@@ -96,20 +98,26 @@ def compare(runs: Sequence[Run]) -> Comparison:
         for policy in group.runs[0].record.policies:
             for task in tasks:
                 rank = ranks.get((task, group.label)) if policy.role == "student" else None
-                scores += _score(group, policy, task, rank)
-    entries = [_entry(group, groups, tasks) for group in groups if group.runs[0].result]
+                scores += _score(group, policy, task, rank, spares.get(task))
+    entries = [_entry(group, groups, tasks, spares) for group in groups if group.runs[0].result]
     entries.sort(key=lambda e: -math.inf if e.score.value is None else e.score.value, reverse=True)
     return Comparison(tuple(tasks), tuple(scores), tuple(entries), tuple(columns))
 
 
-def share(record: RunRecord, policy: PolicyResult, task: str) -> float | None:
+def share(record: RunRecord, policy: PolicyResult, task: str, spare: float | None = None) -> float | None:
     """Teacher-normalised score (x - base) / (teacher - base): 0 is the base model, 1 the task's teacher.
 
     None without a teacher, and where the teacher is no better than the base: there is no gain to share.
+
+    Args:
+        record: the run; its own base model and teacher are the scale.
+        policy: whose score.
+        task: on what.
+        spare: the teacher's score for a run that trains none.
     """
     cell = cell_of(policy, task)
     found = {(p.role, c.trained): c.estimate.value for p in record.policies for c in p.cells if c.task == task}
-    base, teacher = found.get(("base", False)), found.get(("teacher", True))
+    base, teacher = found.get(("base", False)), found.get(("teacher", True), spare)
     if cell is None or cell.estimate.value is None or base is None or teacher is None:
         return None
     gain = teacher - base
@@ -118,7 +126,17 @@ def share(record: RunRecord, policy: PolicyResult, task: str) -> float | None:
     return (cell.estimate.value - base) / gain
 
 
-def _score(group: Group, policy: PolicyResult, task: str, rank: int | None) -> list[Score]:
+def _mean_teachers(groups: Sequence[Group]) -> dict[str, float]:
+    """Mean score of all runs' teachers by task: the scale of methods that have no teachers."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for policy in (p for group in groups for run in group.runs for p in run.record.policies if p.role == "teacher"):
+        for cell in policy.cells:
+            if cell.trained and cell.estimate.value is not None:
+                found[cell.task].append(cell.estimate.value)
+    return {task: sum(values) / len(values) for task, values in found.items()}
+
+
+def _score(group: Group, policy: PolicyResult, task: str, rank: int | None, spare: float | None) -> list[Score]:
     cells = group.cells(policy.name, task)
     if not cells:
         return []
@@ -127,7 +145,6 @@ def _score(group: Group, policy: PolicyResult, task: str, rank: int | None) -> l
     if len(set(values)) == 1:  # one seed, or one policy under all of them: the base model
         figure = Figure(values[0], cells[0].estimate.se, False, len(values))
     once = cells[:1] if policy.role == "base" else cells
-    shares = [share(run.record, p, task) for run in group.runs for p in run.record.policies if p.name == policy.name]
     return [
         Score(
             label=group.label,
@@ -139,7 +156,7 @@ def _score(group: Group, policy: PolicyResult, task: str, rank: int | None) -> l
             figure=figure,
             n=sum(c.estimate.n for c in once),
             unscored=sum(c.estimate.unscored for c in once),
-            share=seeds_figure(shares if policy.role == "student" else []),
+            share=seeds_figure(_shares(group, task, spare) if policy.role == "student" else []),
             rank=rank,
         )
     ]
@@ -154,20 +171,20 @@ def seeds_figure(values: Iterable[float | None]) -> Figure:
     return Figure(mean, half, half is not None, len(known))
 
 
-def _entry(group: Group, groups: Sequence[Group], tasks: Sequence[str]) -> Entry:
+def _entry(group: Group, groups: Sequence[Group], tasks: Sequence[str], spares: Mapping[str, float]) -> Entry:
     records = [run.record for run in group.runs]
     costs = [cost(record) for record in records]
     count = len(records)
-    worst = [(task, seeds_figure(_shares(group, task))) for task in group.tasks]
+    worst = [(task, seeds_figure(_shares(group, task, spares.get(task)))) for task in group.tasks]
     known = [(task, figure) for task, figure in worst if figure.value is not None]
     alike = [g for g in groups if (g.method, g.tasks) == (group.method, group.tasks)]
-    points = [(_forwards(g), value) for g in alike if (value := _aggregate(g).value) is not None]
+    points = [(_forwards(g), value) for g in alike if (value := _aggregate(g, spares).value) is not None]
     return Entry(
         label=group.label,
         method=group.method,
         tasks=group.tasks,
         seeds=tuple(group.seeds),
-        score=_aggregate(group),
+        score=_aggregate(group, spares),
         worst=min(known, key=lambda pair: pair[1].value or 0.0) if known else None,
         forgetting={task: seeds_figure(_losses(group, task)) for task in tasks if task not in group.tasks},
         marginal=round(sum(c.marginal for c in costs) / count),
@@ -182,13 +199,13 @@ def _forwards(group: Group) -> float:
     return sum(cost(run.record).total for run in group.runs) / len(group.runs)
 
 
-def _shares(group: Group, task: str) -> list[float | None]:
-    return [share(run.record, run.result, task) if run.result else None for run in group.runs]
+def _shares(group: Group, task: str, spare: float | None) -> list[float | None]:
+    return [share(run.record, run.result, task, spare) if run.result else None for run in group.runs]
 
 
-def _aggregate(group: Group) -> Figure:
+def _aggregate(group: Group, spares: Mapping[str, float]) -> Figure:
     """Interquartile mean over tasks and seeds; seeds in which some task has no share are left out."""
-    by_seed = zip(*(_shares(group, task) for task in group.tasks), strict=True)
+    by_seed = zip(*(_shares(group, task, spares.get(task)) for task in group.tasks), strict=True)
     whole = [[s for s in seed if s is not None] for seed in by_seed]
     whole = [seed for seed in whole if len(seed) == len(group.tasks)]
     if not whole:

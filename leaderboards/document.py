@@ -111,6 +111,7 @@ def _aggregates(comparison: Comparison) -> Block:
     notes = (
         "teacher-normalised: (x - base) / (teacher - base), 0 is the base model and 1 the task's teacher",
         "IQM: interquartile mean over learnt tasks and seeds, with the jackknife's 95 % t-interval over seeds",
+        "a method without teachers is held against the mean of the other runs' teachers",
         "a task's share is missing where its teacher is no better than the base model",
         "forgets: base - x on a held-out task, in its own unit; positive is a loss",
     )

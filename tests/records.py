@@ -24,6 +24,7 @@ class World:
         tasks: learnt tasks, then those that are only scored.
         levels: mean score of base, teacher and student on every task.
         spread: standard deviation of a run's level over seeds.
+        taught: whether teachers are trained first.
     """
 
     learnt: tuple[str, ...] = ("ocr", "geneval")
@@ -37,6 +38,7 @@ class World:
     sampler: str = "ode-10"
     unscored: int = 0
     updates: int = 50
+    taught: bool = True
     hardness: int = 7
 
 
@@ -44,8 +46,9 @@ def make_run(out: Path, method: str = "opd", seed: int = 0, world: World | None 
     """Write a run of `method`; `facts` change its environment. Returns its folder."""
     world = world or World()
     rng = np.random.default_rng([seed, *digest([method, world.levels, world.updates]).encode()])
-    stages = [Stage(f"teacher-{task}", "nft", (task,), world.updates) for task in world.learnt]
-    teachers = tuple((task, f"teacher-{task}") for task in world.learnt)
+    taught = world.learnt if world.taught else ()
+    stages = [Stage(f"teacher-{task}", "nft", (task,), world.updates) for task in taught]
+    teachers = tuple((task, f"teacher-{task}") for task in taught)
     stages.append(Stage("student", "opd", world.learnt, world.updates, teachers=teachers))
     config = RunConfig(Recipe(method, "", Sampler(), tuple(stages)), world.learnt, "tiny", seed)
     group = digest(replace(config, seed=0))

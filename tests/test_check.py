@@ -73,6 +73,13 @@ def test_other_keys_and_settings_are_not_comparable_and_named(expected, tmp_path
     assert "recipe.stages.0.updates 50 is now 100" in one.detail
 
 
+def test_runs_that_do_not_belong_together_are_not_comparable(expected, tmp_path):
+    other = make_run(tmp_path, "other", 0, replace(QUIET, sampler="ode-40"))
+    runs = load_runs([make_run(tmp_path, "opd", 0, QUIET), other])
+    (one,) = checks.judge_bands(expected, runs)
+    assert (one.verdict, "sampler" in one.detail) == ("not comparable", True)
+
+
 def test_missing_runs_are_inconclusive(expected):
     (one,) = checks.judge_bands(expected, [])
     assert (one.verdict, one.detail, exit_code([one])) == ("inconclusive", "no run of it", 3)

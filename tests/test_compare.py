@@ -137,6 +137,37 @@ def test_a_teacher_without_gain_has_no_share(tmp_path):
     assert entry.worst is None
 
 
+def test_a_method_without_teachers_is_held_against_the_others(tmp_path):
+    alone = make_runs(tmp_path, ["rl"], 2, World(taught=False))
+    assert compare(load_runs(alone)).entries[0].score.value is None
+    both = load_runs([*alone, *make_runs(tmp_path, ["opd"], 3)])
+    found = {e.method: e for e in compare(both).entries}["rl"]
+    cells = {(r.record.method, p.name, c.task): [] for r in both for p in r.record.policies for c in p.cells}
+    for run in both:
+        for policy in run.record.policies:
+            for cell in policy.cells:
+                cells[run.record.method, policy.name, cell.task].append(cell.estimate.value)
+    shares = []
+    for task in ("ocr", "geneval"):
+        base, teacher = np.mean(cells["rl", "base", task]), np.mean(cells["opd", f"teacher-{task}", task])
+        shares += [(x - base) / (teacher - base) for x in cells["rl", "student", task]]
+    assert found.score.value == pytest.approx(scipy_stats.trim_mean(shares, 0.25))
+    assert found.marginal == found.total == 5_000
+
+
+def test_a_lower_is_better_task_is_turned_round(tmp_path):
+    runs = load_runs([*make_runs(tmp_path, ["even"], 4), *make_runs(tmp_path, ["good"], 4, BETTER)])
+
+    def turned(run):
+        policies = tuple(
+            replace(p, cells=tuple(replace(c, higher_is_better=False) for c in p.cells)) for p in run.record.policies
+        )
+        return replace(run, record=replace(run.record, policies=policies))
+
+    column = compare_task("ocr", group_runs([turned(run) for run in runs]))
+    assert dict(column.ranks) == {"even": 1, "good": 2}
+
+
 def test_costs_follow_the_recipe(runs):
     found = cost(runs[0].record)
     assert (found.marginal, found.total) == (5_000, 15_000)
