@@ -51,7 +51,10 @@ def command_line(out: Path) -> str:
 
 
 def figures(run: Run) -> dict[str, float]:
-    """Loss and gradient norm of every update, and every policy's scores."""
+    """Loss and gradient norm of every update, and the base model's scores.
+
+    Not the trained policies' scores: one picture that flips is more than any tolerance that could be of use.
+    """
     found: dict[str, float] = {}
     for stage in run.record.stages:
         log = run.folder / "stages" / stage.digest / "log.jsonl"
@@ -62,10 +65,9 @@ def figures(run: Run) -> dict[str, float]:
         for line in lines:
             for name in ("loss", "grad_norm"):
                 found[f"{stage.name} update {line['update']} {name}"] = line[name]
-    for policy in run.record.policies:
-        for cell in policy.cells:
-            if cell.estimate.value is not None:
-                found[f"{policy.name} on {cell.task} score"] = cell.estimate.value
+    for cell in (c for policy in run.record.policies if policy.role == "base" for c in policy.cells):
+        if cell.estimate.value is not None:
+            found[f"base on {cell.task} score"] = cell.estimate.value
     return found
 
 

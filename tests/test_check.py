@@ -150,6 +150,10 @@ def test_recorded_references_are_reproduced_until_something_moves(tiny, tmp_path
     reference = Reference.load(file)
     assert reference.tolerance["loss"] == pytest.approx(10 * 1e-5 / 2, rel=1e-3)
     assert len(reference.groups[0].cells) == 4
+    base = load_runs([next((tmp_path / "old").iterdir())])[0].record.policies[0].cells[0].estimate.value
+    assert all(c.least == pytest.approx(abs(c.mean - base) / 2) for c in reference.groups[0].cells if c.task == "ocr")
+    assert reference.figures["base on ocr score"] == pytest.approx(base, abs=0.2)
+    assert not [name for name in reference.figures if name.startswith("student on")]
 
     args = ("--out", tmp_path / "new", "--references", file, "--format", "json")
     layers = ("--only", "determinism", "--only", "trajectory", "--only", "bands")

@@ -172,6 +172,10 @@ def test_costs_follow_the_recipe(runs):
     found = cost(runs[0].record)
     assert (found.marginal, found.total) == (5_000, 15_000)
     assert (found.seconds, found.parallel_seconds) == (30.0, 20.0)
+    first, *others, last = runs[0].record.config["recipe"]["stages"]
+    chain = {"recipe": {"stages": [first, *others, {**last, "init": first["name"], "teachers": []}]}}
+    warm = cost(replace(runs[0].record, config=chain))
+    assert (warm.marginal, warm.parallel_seconds) == (10_000, 20.0)
 
 
 def test_cost_to_goal_is_interpolated_and_bounded():
