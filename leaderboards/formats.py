@@ -1,10 +1,9 @@
-"""Blocks as Markdown, LaTeX and HTML, and comparisons as CSV and JSON; no name in them can do harm."""
+"""Blocks as Markdown, LaTeX and HTML, and plain numbers as CSV; no name in them can do harm."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
-import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -107,11 +106,6 @@ def page(blocks: Sequence[Block]) -> str:
 
 
 RENDERERS: Mapping[str, Callable[[Sequence[Block]], str]] = {"md": markdown, "tex": latex, "html": page}
-
-
-def as_json(value: Mapping[str, Any]) -> str:
-    """Sorted keys and ASCII only."""
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def as_csv(tables: Mapping[str, Sequence[Any]]) -> str:

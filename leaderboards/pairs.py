@@ -106,8 +106,8 @@ class Column:
     """All comparisons of a task.
 
     Attributes:
-        ranks: by label, 1 + how many others are significantly better, if there are others; equal ranks are ties,
-            and the methods of rank 1 are the bests that cannot be told apart.
+        ranks: by label, 1 + how many others are significantly better, where there is a pair; equal ranks are
+            ties, and the methods of rank 1 are the bests that cannot be told apart.
         pictures, left_out: pictures that were compared, and those that some run could not score.
     """
 
@@ -139,15 +139,14 @@ def compare_task(task: str, groups: Sequence[Group]) -> Column:
     for number, (group_number, seed, _) in enumerate(entries):
         place[group_number, seeds[seed]] = number
     labels = [group.label for group in named]
-    size, lost = rows.values.shape[1], rows.left_out
-    if not size:
-        return Column(task, (), dict.fromkeys(labels, 1), 0, lost)
-    pairs = _pairs(task, labels, sign, rows, place)
-    ranks = dict.fromkeys(labels, 1)
+    size = rows.values.shape[1]
+    pairs = _pairs(task, labels, sign, rows, place) if size else []
+    compared = {label for pair in pairs for label in (pair.first, pair.second)}
+    ranks = {label: 1 for label in labels if label in compared}
     for pair in pairs:
         if pair.differ:
             ranks[pair.second if pair.difference > 0 else pair.first] += 1
-    return Column(task, tuple(pairs), ranks, size, lost)
+    return Column(task, tuple(pairs), ranks, size, rows.left_out)
 
 
 def _scored(run: Run, task: str) -> Path | None:

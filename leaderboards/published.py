@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import product
 
 from opdbench.errors import unknown
 from opdbench.leaderboards.compare import Comparison, Score
@@ -51,6 +52,27 @@ class Published:
     methods: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Printed:
+    """One published number."""
+
+    name: str
+    source: str
+    line: str
+    column: str
+    value: str
+
+
+def printed(table: Published) -> list[Printed]:
+    """The numbers of a table one by one."""
+    return [
+        Printed(table.name, table.source, str(line), column, str(value))
+        for line, *values in table.rows
+        for column, value in zip(table.columns, values, strict=True)
+        if value != ""
+    ]
+
+
 def published() -> dict[str, Published]:
     """Every published table by name."""
     text = files("opdbench.leaderboards").joinpath("published.toml").read_text(encoding="utf-8")
@@ -82,18 +104,18 @@ def published_blocks(table: Published, comparison: Comparison, runs: Sequence[Ru
 
 
 def _beside(table: Published, comparison: Comparison, runs: Sequence[Run]) -> Block:
-    printed = {str(row[0]): dict(zip(table.columns, row[1:], strict=True)) for row in table.rows}
+    known = {(number.line, number.column): number.value for number in printed(table)}
     rows = []
-    for ours, theirs in table.methods.items():
+    for (ours, theirs), (column, measured), score in product(
+        table.methods.items(), table.ours.items(), comparison.scores
+    ):
         method, _, policy = ours.partition("/")
-        for column, measured in table.ours.items():
-            for score in comparison.scores:
-                named = score.policy == policy if policy else score.role == "student"
-                if score.task != measured.task or not named or score.method != method:
-                    continue
-                reason = _why_not(measured, score, runs)
-                texts = [theirs, column, str(printed[theirs][column]), f"{short(score.label)} {short(score.policy)}"]
-                rows.append(tuple(Text(t) for t in [*texts, "-" if reason else figure_text(score.figure), reason]))
+        named = score.policy == policy if policy else score.role == "student"
+        if not named or (score.method, score.task) != (method, measured.task):
+            continue
+        reason, name = _why_not(measured, score, runs), f"{short(score.label)} {short(score.policy)}"
+        value = "-" if reason else figure_text(score.figure)
+        rows.append(tuple(map(Text, (theirs, column, known.get((theirs, column), "-"), name, value, reason))))
     columns = ("line", "column", "published", "ours", "value", "why not comparable")
     notes = () if rows else ("no run of a method that this table has",)
     return Block(f"Beside {table.name}", columns, tuple(rows), notes)

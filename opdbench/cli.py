@@ -60,13 +60,14 @@ def run(
     numbers = parse_seeds(seeds)
     _writable(out)
     from .console import make_console
+    from .leaderboards.runs import Run
     from .model import locate
     from .runner import Runner
     from .show import print_json, print_runs
 
     locate(model)
     console = make_console()
-    records = []
+    runs = []
     for seed in numbers:
         runner = Runner(RunConfig(plan, wanted, model, seed, limit), out, fresh, _command(), console)
         if dry_run:
@@ -75,16 +76,15 @@ def run(
         done = runner.finished()
         if done is not None:
             console.note(f"run {runner.folder} is finished; --fresh trains it again")
-        records.append(done or runner.run())
+        runs.append(Run(done or runner.run(), runner.folder))
         console.note(f"record: {runner.folder / 'record.json'}\npictures: {runner.folder / 'grid.png'}")
-    if records and format_ == "json":
+    if runs and format_ == "json":
         from .leaderboards import table
 
+        records = [one.record for one in runs]
         print_json({"rows": [r for x in records for r in table.rows(x)], "costs": [table.costs(x) for x in records]})
-    elif records:
-        from .leaderboards.runs import Run
-
-        print_runs([Run(record, out) for record in records])
+    elif runs:
+        print_runs(runs)
 
 
 def _plan(runner: object) -> None:

@@ -11,18 +11,18 @@ from rich.console import Console as Rich
 from rich.table import Table
 from rich.text import Text
 
-from .leaderboards import table as tables
+from .leaderboards import table as rows_of
 from .leaderboards.compare import compare
 from .leaderboards.document import Block, blocks, score_block
-from .leaderboards.formats import RENDERERS, as_csv, as_json, visible
-from .leaderboards.published import find, published_blocks
+from .leaderboards.formats import RENDERERS, as_csv, visible
+from .leaderboards.published import find, printed, published_blocks
 from .leaderboards.runs import Run
 from .leaderboards.verdict import Finding, finding_block
 from .record import RunRecord
 
 
 def print_json(value: object) -> None:
-    """JSON on standard output."""
+    """JSON on standard output: sorted keys, ASCII only."""
     json.dump(value, sys.stdout, indent=1, sort_keys=True)
     sys.stdout.write("\n")
 
@@ -39,11 +39,12 @@ def print_comparison(runs: Sequence[Run], against: str | None, format_: str) -> 
     comparison = compare(runs)
     table = find(against) if against else None
     if format_ == "json":
-        sys.stdout.write(as_json({**asdict(comparison), "published": asdict(table) if table else None}))
+        print_json({**asdict(comparison), "published": asdict(table) if table else None})
         return
     if format_ == "csv":
         pairs = [pair for column in comparison.columns for pair in column.pairs]
-        sys.stdout.write(as_csv({"score": comparison.scores, "method": comparison.entries, "pair": pairs}))
+        tables = {"score": comparison.scores, "method": comparison.entries, "pair": pairs}
+        sys.stdout.write(as_csv(tables | {"published": printed(table) if table else []}))
         return
     shown = blocks(comparison) + (published_blocks(table, comparison, runs) if table else [])
     if format_ == "table":
@@ -80,7 +81,7 @@ def _text(text: str, strong: bool = False) -> Text:
 
 def _costs(record: RunRecord) -> None:
     out = Table("stage", "forwards", "images", "seconds", "peak MiB", title=f"cost, seed {record.seed}")
-    for row in tables.costs(record):
+    for row in rows_of.costs(record):
         name = row["stage"] + (" (reused)" if row["reused"] else "")
         out.add_row(
             _text(name), f"{row['forwards']:,}", f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['peak_mib']}"

@@ -110,6 +110,22 @@ def test_equal_methods_are_told_apart_as_rarely_as_the_level_says(tmp_path):
     assert alarms / trials < ALPHA + 4 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
 
 
+def test_methods_without_a_common_seed_are_not_ranked(tmp_path):
+    runs = load_runs([make_run(tmp_path, "a", 0), make_run(tmp_path, "b", 0), make_run(tmp_path, "c", 1)])
+    column = compare_task("ocr", group_runs(runs))
+    assert {frozenset((p.first, p.second)) for p in column.pairs} == {frozenset("ab")}
+    assert set(column.ranks) == {"a", "b"}
+
+
+def test_a_run_of_which_nothing_was_scored_leaves_nothing_to_pair(tmp_path):
+    lost = make_run(tmp_path, "lost", 0, replace(World(), unscored=World().prompts))
+    runs = load_runs([lost, *make_runs(tmp_path, ["a", "b"], 1)])
+    column = compare_task("ocr", group_runs(runs))
+    assert (len(column.pairs), column.left_out) == (1, 0)
+    score = next(s for s in compare(runs).scores if (s.label, s.policy, s.task) == ("lost", "student", "ocr"))
+    assert (score.figure.value, score.n, score.unscored, score.rank) == (None, 0, 80, None)
+
+
 def test_shares_forgetting_and_worst_task_by_hand(runs):
     entry = next(e for e in compare(runs).entries if e.method == "good")
     shares = {"ocr": [], "geneval": []}
@@ -351,8 +367,8 @@ def test_every_published_table_is_whole():
 def test_published_numbers_stand_apart_and_say_why_they_do_not_compare(tmp_path):
     runs = load_runs(make_runs(tmp_path, ["opd"], 2))
     table = find("diffusionopd-table1")
-    printed, beside = published_blocks(table, compare(runs), runs)
-    assert not any(cell.strong for row in printed.rows for cell in row)
+    whole, beside = published_blocks(table, compare(runs), runs)
+    assert not any(cell.strong for row in whole.rows for cell in row)
     line = next(row for row in beside.rows if row[0].text == "DiffusionOPD" and row[1].text == "OCR")
     assert line[4].text == "-"
     assert "sampler 'ode-10' is not 'ode-40'" in line[5].text
@@ -362,6 +378,12 @@ def test_published_numbers_stand_apart_and_say_why_they_do_not_compare(tmp_path)
     assert line[2].text == "0.94"
     (ours,) = (s for s in compare(runs).scores if (s.policy, s.task) == ("student", "ocr"))
     assert (line[4].text, line[5].text) == (figure_text(ours.figure), "")
+
+
+def test_published_numbers_are_in_every_format(runs, capsys):
+    for form in ("table", "md", "csv", "tex", "html", "json"):
+        print_comparison(runs, "flow-grpo-issue39", form)
+        assert "5.3349" in capsys.readouterr().out
 
 
 def test_an_unknown_published_table_is_named_with_a_suggestion():
