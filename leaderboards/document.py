@@ -37,7 +37,7 @@ def blocks(comparison: Comparison) -> list[Block]:
     """Scores, aggregates, forgetting, cost and paired tests, as far as there is something to show."""
     found = [score_block(comparison)]
     if comparison.entries:
-        found += [_aggregates(comparison), _costs(comparison)]
+        found += [aggregate_block(comparison), _costs(comparison)]
     found += [_pairs(column, comparison) for column in comparison.columns if column.pairs]
     return found
 
@@ -95,7 +95,8 @@ def _score_text(score: Score | None) -> Text:
     return Text(text, score.rank == 1)
 
 
-def _aggregates(comparison: Comparison) -> Block:
+def aggregate_block(comparison: Comparison) -> Block:
+    """Teacher-normalised aggregates and forgetting."""
     tasks = comparison.tasks
     shares = {(s.label, s.task): s.share for s in comparison.scores if s.role == "student" and s.trained}
     rows = []
