@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 Format = Literal["table", "json"]
 FormatOption = Annotated[Format, typer.Option("--format", help="table or json")]
+CompareFormat = Literal["table", "md", "csv", "tex", "html", "json"]
+RunsArgument = Annotated[list[Path] | None, typer.Argument(help="run folders or records; all of --out if none")]
 OutOption = Annotated[Path, typer.Option("--out", help="folder of the runs")]
 
 
@@ -58,13 +60,14 @@ def run(
     numbers = parse_seeds(seeds)
     _writable(out)
     from .console import make_console
+    from .leaderboards.runs import Run
     from .model import locate
     from .runner import Runner
     from .show import print_json, print_runs
 
     locate(model)
     console = make_console()
-    records = []
+    runs = []
     for seed in numbers:
         runner = Runner(RunConfig(plan, wanted, model, seed, limit), out, fresh, _command(), console)
         if dry_run:
@@ -73,14 +76,15 @@ def run(
         done = runner.finished()
         if done is not None:
             console.note(f"run {runner.folder} is finished; --fresh trains it again")
-        records.append(done or runner.run())
+        runs.append(Run(done or runner.run(), runner.folder))
         console.note(f"record: {runner.folder / 'record.json'}\npictures: {runner.folder / 'grid.png'}")
-    if records and format_ == "json":
+    if runs and format_ == "json":
         from .leaderboards import table
 
+        records = [one.record for one in runs]
         print_json({"rows": [r for x in records for r in table.rows(x)], "costs": [table.costs(x) for x in records]})
-    elif records:
-        print_runs(records)
+    elif runs:
+        print_runs(runs)
 
 
 def _plan(runner: object) -> None:
@@ -111,23 +115,53 @@ def _command() -> str:
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path] | None, typer.Argument(help="run folders or records; all of --out if none")] = None,
+    runs: RunsArgument = None,
     out: OutOption = Path("runs"),
-    format_: FormatOption = "table",
+    against: Annotated[str | None, typer.Option(help="a published table to show beside, e.g. flow-grpo")] = None,
+    format_: Annotated[CompareFormat, typer.Option("--format", help="for a terminal, a text or a program")] = "table",
 ) -> None:
-    """Put finished runs into one table, seeds together."""
-    from .leaderboards import table
-    from .record import RunRecord
-    from .show import print_json, print_runs
+    """Compare finished runs: scores over seeds, paired tests, teacher-normalised aggregates, cost."""
+    from .leaderboards.runs import load_runs
+    from .show import print_comparison
 
-    places = runs or sorted(path.parent for path in out.glob("*/record.json"))
+    places = _places(runs, out)
     if not places:
         raise UserError(f"no finished run in {str(out)!r}; make one with `opdbench run`, or name run folders")
-    records = [RunRecord.load(place) for place in places]
-    if format_ == "json":
-        print_json(table.over_runs(records))
-    else:
-        print_runs(records)
+    print_comparison(load_runs(places), against, format_)
+
+
+def _places(runs: list[Path] | None, out: Path) -> list[Path]:
+    return runs or sorted(path.parent for path in out.glob("*/record.json"))
+
+
+@app.command()
+def check(
+    runs: RunsArgument = None,
+    out: OutOption = Path("runs"),
+    only: Annotated[list[str] | None, typer.Option(help="a layer; may be repeated; all if none")] = None,
+    references: Annotated[Path | None, typer.Option(help="reference values; the package's own if absent")] = None,
+    record: Annotated[bool, typer.Option("--record", help="make the reference values from the runs")] = False,
+    format_: FormatOption = "table",
+) -> None:
+    """Say whether the numbers are reproduced: 0 yes, 1 diverged, 3 inconclusive, 4 not comparable."""
+    from .leaderboards import check as checks
+    from .leaderboards.reference import default_path
+    from .leaderboards.runs import load_runs
+    from .leaderboards.verdict import exit_code
+    from .runtime import environment
+    from .show import print_findings
+
+    for layer in only or ():
+        if layer not in checks.LAYERS:
+            raise unknown("layer", layer, checks.LAYERS)
+    found, path = load_runs(_places(runs, out)), references or default_path()
+    if record:
+        made = checks.record(found, path, environment())
+        print(f"{path}: {sum(len(group.cells) for group in made.groups)} cells, {len(made.figures)} figures")
+        return
+    findings = checks.check(found, path, only or checks.LAYERS, environment())
+    print_findings(findings, format_)
+    raise typer.Exit(exit_code(findings))
 
 
 @app.command()

@@ -25,6 +25,7 @@ class Cell:
         trained: whether the policy was trained on this task.
         estimate: the number.
         groups: the same for each stratum (GenEval's tags), if there are several.
+        higher_is_better: whether a larger number is the better one; records without it have only such tasks.
     """
 
     task: str
@@ -32,6 +33,7 @@ class Cell:
     trained: bool
     estimate: Estimate
     groups: Mapping[str, Estimate]
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,12 @@ class RunRecord:
             found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
             raise UserError(f"record {str(file)!r} has schema {found!r}; expected {SCHEMA}")
         try:
-            stages = tuple(StageResult(**{**s, "meter": Meter(**s["meter"])}) for s in raw.pop("stages"))
+            stages = tuple(
+                StageResult(**{**s, "tasks": tuple(s["tasks"]), "meter": Meter(**s["meter"])})
+                for s in raw.pop("stages")
+            )
             policies = tuple(_policy(p) for p in raw.pop("policies"))
-            return RunRecord(stages=stages, policies=policies, **raw)
+            return RunRecord(tasks=tuple(raw.pop("tasks")), stages=stages, policies=policies, **raw)
         except (KeyError, TypeError) as error:
             raise UserError(f"record {str(file)!r} is damaged ({error}); run its command again") from error
 
@@ -107,6 +112,7 @@ def _policy(raw: Mapping[str, Any]) -> PolicyResult:
             c["trained"],
             Estimate(**c["estimate"]),
             {name: Estimate(**e) for name, e in c["groups"].items()},
+            c.get("higher_is_better", True),
         )
         for c in raw["cells"]
     )
@@ -119,13 +125,25 @@ def write_samples(path: Path, samples: Iterable[Sample], extra: Mapping[str, Any
     write_text(path, "\n".join(lines) + "\n")
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows written by `write_samples`, as they are: all lines in one parse, as comparisons read millions."""
+    try:
+        rows: list[dict[str, Any]] = json.loads(f"[{path.read_text(encoding='utf-8').strip().replace(chr(10), ',')}]")
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return rows
+
+
 def read_samples(path: Path) -> list[Sample]:
     """Rows written by `write_samples`."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-        return [Sample(**row) for row in rows]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read rows {str(path)!r}: {error}; delete it and run again") from error
+        return [Sample(**row) for row in read_rows(path)]
+    except TypeError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, why: object) -> UserError:
+    return UserError(f"cannot read rows {str(path)!r}: {why}; delete it and run again")
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,8 @@ class Runner:
             strata: dict[str, Estimate] = {}
             if len(groups) > 1:
                 strata = {g: estimate(rows) for g, rows in groups.items()}
-            cells.append(Cell(name, key, name in actor.tasks, estimate(samples), strata))
+            better = evaluator.higher_is_better
+            cells.append(Cell(name, key, name in actor.tasks, estimate(samples), strata, better))
         images = sum(c.estimate.n + c.estimate.unscored for c in cells)
         meter.forwards = {"evaluation": images * actor.sampler.steps * policy.passes}
         meter.images = images

@@ -5,61 +5,86 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
 
 from rich.console import Console as Rich
 from rich.table import Table
+from rich.text import Text
 
-from .leaderboards import table as tables
+from .leaderboards import table as rows_of
+from .leaderboards.compare import compare
+from .leaderboards.document import Block, aggregate_block, blocks, score_block
+from .leaderboards.formats import RENDERERS, as_csv, visible
+from .leaderboards.published import find, printed, published_blocks
+from .leaderboards.runs import Run
+from .leaderboards.verdict import Finding, finding_block
 from .record import RunRecord
 
 
 def print_json(value: object) -> None:
-    """JSON on standard output."""
+    """JSON on standard output: sorted keys, ASCII only."""
     json.dump(value, sys.stdout, indent=1, sort_keys=True)
     sys.stdout.write("\n")
 
 
-def print_runs(records: Sequence[RunRecord]) -> None:
-    """Scores over seeds, then what each run cost."""
-    _scores(tables.over_runs(records))
-    for record in records:
-        _costs(record)
+def print_runs(runs: Sequence[Run]) -> None:
+    """Scores over seeds, aggregates, then what each run cost."""
+    comparison = compare(runs)
+    print_blocks([score_block(comparison), *([aggregate_block(comparison)] if comparison.entries else [])])
+    for run in runs:
+        _costs(run.record)
 
 
-def _scores(rows: Sequence[dict[str, Any]]) -> None:
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    for group in dict.fromkeys(row["group"] for row in rows):
-        mine = [row for row in rows if row["group"] == group]
-        seeds = ", ".join(map(str, mine[0]["seeds"]))
-        title = f"{mine[0]['method']} on {', '.join(mine[0]['tasks'])}; seed {seeds}"
-        out = Table(
-            "policy",
-            *tasks,
-            title=title,
-            caption="value ± s.e. by prompt, or [± 95 % over seeds]; * trained on it",
-        )
-        by_cell = {(row["policy"], row["task"]): row for row in mine}
-        for policy in dict.fromkeys(row["policy"] for row in mine):
-            cells = []
-            for task in tasks:
-                row = by_cell[policy, task]
-                interval = row["ci95"] is not None
-                text = tables.cell_text(row["value"], row["ci95"] if interval else row["se"], interval)
-                text += "*" if row["trained"] else ""
-                text += f"  n {row['n']}" + (f", {row['unscored']} unscored" if row["unscored"] else "")
-                cells.append(text)
-            out.add_row(policy, *cells)
-        for policy in dict.fromkeys(row["policy"] for row in mine if row["role"] == "student"):
-            shares = [by_cell[policy, task] for task in tasks]
-            texts = [tables.cell_text(r["teacher_normalised"], r["teacher_normalised_ci95"], True) for r in shares]
-            out.add_row(f"{policy}, teacher-normalised", *texts, style="bold")
-        Rich().print(out)
+def print_comparison(runs: Sequence[Run], against: str | None, format_: str) -> None:
+    """Runs side by side, and a published table below them, in any format."""
+    comparison = compare(runs)
+    table = find(against) if against else None
+    if format_ == "json":
+        print_json({**asdict(comparison), "published": asdict(table) if table else None})
+        return
+    if format_ == "csv":
+        pairs = [pair for column in comparison.columns for pair in column.pairs]
+        tables = {"score": comparison.scores, "method": comparison.entries, "pair": pairs}
+        sys.stdout.write(as_csv(tables | {"published": printed(table) if table else []}))
+        return
+    shown = blocks(comparison) + (published_blocks(table, comparison, runs) if table else [])
+    if format_ == "table":
+        print_blocks(shown)
+    else:
+        sys.stdout.write(RENDERERS[format_](shown))
+
+
+def print_findings(findings: Sequence[Finding], format_: str) -> None:
+    """What a check found."""
+    if format_ == "json":
+        print_json([asdict(finding) for finding in findings])
+        return
+    print_blocks([finding_block(findings)])
+
+
+def print_blocks(shown: Sequence[Block]) -> None:
+    """Tables on the terminal; wide where the output is no terminal, so that a file loses nothing."""
+    console = Rich() if sys.stdout.isatty() else Rich(width=200)
+    for block in shown:
+        out = Table(title=_text(block.title), title_justify="left")
+        for name in block.columns:
+            out.add_column(_text(name))
+        for row in block.rows:
+            out.add_row(*(_text(cell.text, cell.strong) for cell in row))
+        console.print(out)
+        for note in block.notes:
+            console.print(_text(note), style="dim")
+
+
+def _text(text: str, strong: bool = False) -> Text:
+    return Text(visible(text), style="bold" if strong else "")
 
 
 def _costs(record: RunRecord) -> None:
     out = Table("stage", "forwards", "images", "seconds", "peak MiB", title=f"cost, seed {record.seed}")
-    for row in tables.costs(record):
+    for row in rows_of.costs(record):
         name = row["stage"] + (" (reused)" if row["reused"] else "")
-        out.add_row(name, f"{row['forwards']:,}", f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['peak_mib']}")
+        out.add_row(
+            _text(name), f"{row['forwards']:,}", f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['peak_mib']}"
+        )
     Rich().print(out)

@@ -1,14 +1,18 @@
-"""Estimates with standard errors: clustered by prompt, stratified by group, t over seeds."""
+"""Estimates with standard errors (clustered by prompt, stratified, t over seeds), tests, power and bands."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .core import Estimate, Sample
+
+FloatArray = NDArray[np.float64]
 
 
 def _group_mean(values: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
@@ -55,3 +59,96 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
 
     half = float(t.ppf(0.5 + level / 2, len(x) - 1)) * float(x.std(ddof=1)) / math.sqrt(len(x))
     return float(x.mean()), half
+
+
+def iqm(values: Sequence[float]) -> float:
+    """Interquartile mean: the mean without the lowest and highest quarter, floor(n / 4) values of each.
+
+    Agarwal et al. 2021 (arXiv 2108.13264), section 4.3, as their library computes it.
+    """
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(np.asarray(values, np.float64), 0.25))
+
+
+def jackknife(
+    seeds: Sequence[Sequence[float]], statistic: Callable[[Sequence[float]], float], level: float = 0.95
+) -> tuple[float, float | None]:
+    """A statistic of all seeds' values together, and the half-width of its t-interval over seeds.
+
+    Tukey's pseudo-values S f - (S - 1) f_without_s are treated as a sample of S (Efron and Tibshirani 1993,
+    section 11.5); a percentile bootstrap over so few seeds would be too narrow.
+
+    Args:
+        seeds: the values of each seed, one a task.
+        statistic: of the values of some seeds, in one sequence.
+        level: coverage.
+    """
+    whole = statistic([v for seed in seeds for v in seed])
+    count = len(seeds)
+    if count < 2:
+        return whole, None
+    rest = [statistic([v for k, seed in enumerate(seeds) if k != out for v in seed]) for out in range(count)]
+    _, half = over_seeds([count * whole - (count - 1) * one for one in rest], level)
+    return whole, half
+
+
+def holm(p: FloatArray) -> FloatArray:
+    """Holm's step-down adjustment of p-values (Holm 1979): family-wise error rate, any dependence."""
+    p = np.asarray(p, np.float64)
+    order = np.argsort(p, kind="stable")
+    steps = p[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
+
+
+def t_test(value: FloatArray, se: FloatArray, df: FloatArray, two_sided: bool = True) -> FloatArray:
+    """p-values of mean differences against 0; one-sided, small p speaks for a positive difference.
+
+    Without spread (`se` 0) or without degrees of freedom there is no test, and p is 1.
+    """
+    from scipy.stats import t
+
+    value, se, df = (np.asarray(a, np.float64) for a in (value, se, df))
+    usable = (se > 0) & (df > 0)
+    ratio = np.divide(value, se, out=np.zeros(np.broadcast(value, se).shape), where=usable)
+    tail = t.sf(np.abs(ratio) if two_sided else ratio, np.maximum(df, 1))
+    return np.where(usable, (2 if two_sided else 1) * tail, 1.0)
+
+
+@cache
+def detectable(df: int, alpha: float, power: float = 0.8) -> float:
+    """Difference, in standard errors, that a two-sided t-test at `alpha` finds with probability `power`.
+
+    The noncentrality that gives the noncentral t distribution this much mass beyond the critical value
+    (Cohen 1988, chapter 2); the far tail's share is left out, as it is below alpha / 2.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import chi2, nct, t
+
+    limit = float(t.isf(alpha / 2, df))
+    if limit > 1000:  # the series of nct no longer converges, and only the spread's own error is left (to 1e-4)
+        return limit * math.sqrt(float(chi2.ppf(power, df)) / df)
+    high = limit + 10.0
+    while nct.sf(limit, df, high) < power:
+        high *= 2
+    return float(brentq(lambda shift: nct.sf(limit, df, shift) - power, 0.0, high))
+
+
+def band(deviation: float, old: int, new: int, cells: int, alpha: float = 0.05) -> float:
+    """Half-width of the band for a mean over `new` seeds around a reference mean over `old` seeds.
+
+    t(1 - alpha / 2 cells, old - 1) s sqrt(1 / old + 1 / new): the prediction interval of the new mean with the
+    reference's own deviation, so that new seeds cannot widen it; Bonferroni over `cells` bands read together.
+
+    Args:
+        deviation: standard deviation over the reference's seeds (n - 1).
+        old: seeds of the reference.
+        new: seeds of the check.
+        cells: bands that are read together.
+        alpha: chance that any of them is left without a cause.
+    """
+    from scipy.stats import t
+
+    return float(t.isf(alpha / (2 * cells), old - 1)) * deviation * math.sqrt(1 / old + 1 / new)

@@ -75,7 +75,7 @@ def test_a_finished_run_is_found_and_compared(finished):
     assert table.returncode == 0
     assert "student" in table.stdout
     same = opdbench("compare", next(out.glob("opd-*")), "--format", "json")
-    assert len(json.loads(same.stdout)) == 12
+    assert len(json.loads(same.stdout)["scores"]) == 12
 
 
 def test_stages_are_reused_and_still_counted(finished):
@@ -120,6 +120,7 @@ def test_killed_runs_go_on_to_the_same_numbers(finished, tmp_path, line):
         (["run", "--config", "absent.toml"], "cannot read recipe"),
         (["run", "--out", "/proc/runs"], "cannot write"),
         (["compare", "absent"], "is absent"),
+        (["compare", "--out", "absent"], "no finished run in 'absent'"),
         (["score", "geneval", "absent.jsonl"], "cannot read"),
         (["score", "genval", "absent.jsonl"], "did you mean 'geneval'"),
         (["eval", "--adapter", "absent.safetensors"], "cannot read the adapter"),

@@ -1,0 +1,391 @@
+"""Comparisons of finished runs: laws of the paired tests, aggregates, and every format under hostile names."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import random
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from records import World, make_run, make_runs
+from scipy import stats as scipy_stats
+
+from opdbench.core import Sample
+from opdbench.errors import UserError
+from opdbench.leaderboards.compare import compare
+from opdbench.leaderboards.cost import CostToGoal, cost, cost_to_goal
+from opdbench.leaderboards.document import blocks, figure_text, quantity
+from opdbench.leaderboards.formats import RENDERERS, as_csv, visible
+from opdbench.leaderboards.pairs import ALPHA, align, compare_task
+from opdbench.leaderboards.published import find, published, published_blocks
+from opdbench.leaderboards.runs import group_runs, load_runs
+from opdbench.record import read_samples
+from opdbench.show import print_comparison
+from opdbench.stats import estimate, holm
+
+BETTER = World(levels={"base": 0.4, "teacher": 0.8, "student": 0.9})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two equal methods and a better one, five seeds each."""
+    out = tmp_path_factory.mktemp("runs")
+    return load_runs([*make_runs(out, ["even", "same"], 5), *make_runs(out, ["good"], 5, BETTER)])
+
+
+def pair_of(column, first, second):
+    return next(p for p in column.pairs if {p.first, p.second} == {first, second})
+
+
+def test_a_paired_test_over_seeds_is_scipys(runs):
+    column = compare_task("ocr", group_runs(runs))
+    values = {run.record.method: [] for run in runs}
+    for run in runs:
+        values[run.record.method].append(estimate(read_samples(run.samples("student", "ocr"))).value)
+    reference = scipy_stats.ttest_rel(values["even"], values["good"])
+    pair = pair_of(column, "even", "good")
+    assert (pair.unit, pair.count) == ("seeds", 5)
+    assert pair.difference == pytest.approx(np.mean(values["even"]) - np.mean(values["good"]))
+    assert pair.p == pytest.approx(reference.pvalue)
+    assert [p.p_holm for p in column.pairs] == pytest.approx(holm([p.p for p in column.pairs]))
+
+
+def test_ranks_tie_where_nothing_is_seen(runs):
+    column = compare_task("ocr", group_runs(runs))
+    assert dict(column.ranks) == {"even": 2, "good": 1, "same": 2}
+    scores = {(s.label, s.task): s.rank for s in compare(runs).scores if s.role == "student"}
+    assert scores["good", "ocr"] == 1
+    assert all(s.rank is None for s in compare(runs).scores if s.role != "student")
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("unscored", [0, 2])
+def test_one_common_seed_is_paired_by_prompt(groups, unscored, tmp_path):
+    """The error of a difference equals the clustered error of the differences themselves."""
+    world = World(groups=groups)
+    whole = make_run(tmp_path, "a", 0, world)
+    holes = make_run(tmp_path, "b", 0, replace(world, unscored=unscored))
+    runs = load_runs([whole, holes])
+    column = compare_task("ocr", group_runs(runs))
+    first, second = ({(s.prompt, s.index): s for s in read_samples(run.samples("student", "ocr"))} for run in runs)
+    gaps = [
+        Sample(*key, "ocr", s.group, s.value - second[key].value, None)
+        for key, s in first.items()
+        if second[key].value is not None
+    ]
+    expected, (pair,) = estimate(gaps), column.pairs
+    assert (pair.unit, pair.count) == ("prompts", expected.clusters - groups + 1)
+    assert pair.difference == pytest.approx(expected.value)
+    assert pair.se == pytest.approx(expected.se)
+    assert column.left_out == 2 * unscored
+
+
+def test_a_stratum_of_one_prompt_counts_its_pictures(tmp_path):
+    world = World(prompts=3, images=4, groups=3)
+    runs = load_runs([make_run(tmp_path, name, 0, world) for name in "ab"])
+    rows = align([run.samples("student", "ocr") for run in runs])
+    terms, freedom = rows.parts()
+    expected = [estimate(read_samples(run.samples("student", "ocr"))) for run in runs]
+    assert np.sqrt((terms**2).sum(1)) == pytest.approx([e.se for e in expected])
+    assert rows.means() == pytest.approx([e.value for e in expected])
+    assert freedom == 3 * 3
+
+
+def test_equal_methods_are_told_apart_as_rarely_as_the_level_says(tmp_path):
+    """Family-wise false alarms of three equal methods over 250 draws of 4 seeds stay below .05 + 4 s.e."""
+    rng = np.random.default_rng(0)
+    from opdbench.leaderboards import pairs
+
+    place, alarms, trials = np.arange(12).reshape(3, 4), 0, 250
+    for _ in range(trials):
+        values = 0.5 + rng.normal(0, 0.05, (12, 1)) + rng.normal(0, 0.2, (12, 30))
+        rows = pairs.Rows(values, np.zeros(30, np.int64), np.arange(30), 0)
+        alarms += any(p.differ for p in pairs._pairs("t", list("abc"), 1.0, rows, place))
+    assert alarms / trials < ALPHA + 4 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
+
+
+def test_methods_without_a_common_seed_are_not_ranked(tmp_path):
+    runs = load_runs([make_run(tmp_path, "a", 0), make_run(tmp_path, "b", 0), make_run(tmp_path, "c", 1)])
+    column = compare_task("ocr", group_runs(runs))
+    assert {frozenset((p.first, p.second)) for p in column.pairs} == {frozenset("ab")}
+    assert set(column.ranks) == {"a", "b"}
+
+
+def test_a_run_of_which_nothing_was_scored_leaves_nothing_to_pair(tmp_path):
+    lost = make_run(tmp_path, "lost", 0, replace(World(), unscored=World().prompts))
+    runs = load_runs([lost, *make_runs(tmp_path, ["a", "b"], 1)])
+    column = compare_task("ocr", group_runs(runs))
+    assert (len(column.pairs), column.left_out) == (1, 0)
+    score = next(s for s in compare(runs).scores if (s.label, s.policy, s.task) == ("lost", "student", "ocr"))
+    assert (score.figure.value, score.n, score.unscored, score.rank) == (None, 0, 80, None)
+
+
+def test_shares_forgetting_and_worst_task_by_hand(runs):
+    entry = next(e for e in compare(runs).entries if e.method == "good")
+    shares = {"ocr": [], "geneval": []}
+    lost = []
+    for run in (r for r in runs if r.record.method == "good"):
+        value = {(p.name, c.task): c.estimate.value for p in run.record.policies for c in p.cells}
+        for task, found in shares.items():
+            base = value["base", task]
+            found.append((value["student", task] - base) / (value[f"teacher-{task}", task] - base))
+        lost.append(value["base", "preference"] - value["student", "preference"])
+    worst = min(shares, key=lambda task: np.mean(shares[task]))
+    assert entry.score.value == pytest.approx(scipy_stats.trim_mean(np.ravel(list(shares.values())), 0.25))
+    assert entry.worst[0] == worst
+    assert entry.worst[1].value == pytest.approx(np.mean(shares[worst]))
+    assert entry.forgetting["preference"].value == pytest.approx(np.mean(lost))
+    assert entry.forgetting["preference"].error == pytest.approx(
+        scipy_stats.t.ppf(0.975, 4) * np.std(lost, ddof=1) / math.sqrt(5)
+    )
+
+
+def test_a_teacher_without_gain_has_no_share(tmp_path):
+    world = World(levels={"base": 0.8, "teacher": 0.4, "student": 0.5})
+    entry = compare(load_runs(make_runs(tmp_path, ["opd"], 3, world))).entries[0]
+    assert entry.score.value is None
+    assert entry.worst is None
+
+
+def test_a_method_without_teachers_is_held_against_the_others(tmp_path):
+    alone = make_runs(tmp_path, ["rl"], 2, World(taught=False))
+    assert compare(load_runs(alone)).entries[0].score.value is None
+    both = load_runs([*alone, *make_runs(tmp_path, ["opd"], 3)])
+    found = {e.method: e for e in compare(both).entries}["rl"]
+    cells = {(r.record.method, p.name, c.task): [] for r in both for p in r.record.policies for c in p.cells}
+    for run in both:
+        for policy in run.record.policies:
+            for cell in policy.cells:
+                cells[run.record.method, policy.name, cell.task].append(cell.estimate.value)
+    shares = []
+    for task in ("ocr", "geneval"):
+        base, teacher = np.mean(cells["rl", "base", task]), np.mean(cells["opd", f"teacher-{task}", task])
+        shares += [(x - base) / (teacher - base) for x in cells["rl", "student", task]]
+    assert found.score.value == pytest.approx(scipy_stats.trim_mean(shares, 0.25))
+    assert found.marginal == found.total == 5_000
+
+
+def test_a_lower_is_better_task_is_turned_round(tmp_path):
+    runs = load_runs([*make_runs(tmp_path, ["even"], 4), *make_runs(tmp_path, ["good"], 4, BETTER)])
+
+    def turned(run):
+        policies = tuple(
+            replace(p, cells=tuple(replace(c, higher_is_better=False) for c in p.cells)) for p in run.record.policies
+        )
+        return replace(run, record=replace(run.record, policies=policies))
+
+    column = compare_task("ocr", group_runs([turned(run) for run in runs]))
+    assert dict(column.ranks) == {"even": 1, "good": 2}
+
+
+def test_costs_follow_the_recipe(runs):
+    found = cost(runs[0].record)
+    assert (found.marginal, found.total) == (5_000, 15_000)
+    assert (found.seconds, found.parallel_seconds) == (30.0, 20.0)
+    first, *others, last = runs[0].record.config["recipe"]["stages"]
+    chain = {"recipe": {"stages": [first, *others, {**last, "init": first["name"], "teachers": []}]}}
+    warm = cost(replace(runs[0].record, config=chain))
+    assert (warm.marginal, warm.parallel_seconds) == (10_000, 20.0)
+
+
+def test_cost_to_goal_is_interpolated_and_bounded():
+    assert cost_to_goal([(100, 0.5), (300, 1.0)]) == CostToGoal(260, "")
+    assert cost_to_goal([(300, 1.0), (200, 0.4), (100, 0.5)]) == CostToGoal(280, "")
+    assert cost_to_goal([(100, 0.95)]) == CostToGoal(100, "<=")
+    assert cost_to_goal([(100, 0.5), (200, 0.6)]) == CostToGoal(200, ">")
+    assert cost_to_goal([]) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [({"sampler": "ode-40"}, "sampler 'ode-10' is not 'ode-40'"), ({"prompts": 41}, "prompt set")],
+)
+def test_unlike_keys_are_refused_by_name(change, part, tmp_path):
+    make_run(tmp_path, "a", 0)
+    other = make_run(tmp_path, "b", 0, replace(World(), **change))
+    with pytest.raises(UserError, match=part):
+        compare(load_runs([next(tmp_path.glob("a-*")), other]))
+
+
+def test_a_seed_counted_twice_is_refused(tmp_path):
+    one = make_run(tmp_path / "x", "a", 0)
+    two = make_run(tmp_path / "y", "a", 0)
+    with pytest.raises(UserError, match="seed 0 of 'a' is there twice"):
+        compare(load_runs([one, two]))
+
+
+@pytest.mark.parametrize("form", ["table", "md", "csv", "tex", "html", "json"])
+def test_output_depends_on_the_records_only(runs, form, capsys):
+    print_comparison(runs, None, form)
+    first = capsys.readouterr().out
+    shuffled = list(runs)
+    random.Random(1).shuffle(shuffled)
+    print_comparison(shuffled, None, form)
+    assert capsys.readouterr().out == first
+    assert "good" in first
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.61234, 0.0213, "0.612 ± 0.021"),
+        (0.61234, 0.213, "0.61 ± 0.21"),
+        (123.4, 18.15, "123 ± 18"),
+        (0.5, None, "0.500"),
+        (0.5, 0.0, "0.500"),
+        (None, None, "-"),
+    ],
+)
+def test_numbers_are_rounded_by_their_error(value, error, text):
+    assert quantity(value, error) == text
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "a|b & c\\d $x$ #_%{}~^",
+    '=HYPERLINK("x")',
+    "\u202eevil\u202c \x1b[31mred\nline",
+    "שלום עולם",
+    "[bold]b[/bold]",
+    "n" * 500,
+]
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    out = tmp_path_factory.mktemp("hostile")
+    world = World(prompts=6)
+    return load_runs([make_run(out / str(k), name, s, world) for k, name in enumerate(HOSTILE) for s in range(2)])
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.seen, self.text = set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_hostile_names_stay_text_in_html(hostile):
+    page = RENDERERS["html"](blocks(compare(hostile)))
+    tags = Tags()
+    tags.feed(page)
+    assert tags.seen <= {
+        "html", "head", "meta", "title", "style", "body", "h2", "div", "table", "thead", "tbody", "tr", "th", "td",
+        "bdi", "b", "p",
+    }  # fmt: skip
+    assert "<script>alert(1)</script>" in tags.text
+    assert not re.search(r"https?:|src=|href=", page)
+
+
+def test_hostile_names_keep_markdown_rows_whole(hostile):
+    text = RENDERERS["md"](blocks(compare(hostile)))
+    tables = re.findall(r"(?:^\|.*\n?)+", text, re.M)
+    assert tables
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1
+    assert "<script" not in text
+
+
+def test_hostile_names_keep_latex_rows_whole(hostile):
+    text = RENDERERS["tex"](blocks(compare(hostile)))
+    bodies = re.findall(r"\\begin\{tabular\}\{(l+)\}\n\\hline\n(.*?)\\hline\n\\end", text, re.S)
+    assert bodies
+    for columns, body in bodies:
+        for line in body.strip().splitlines():
+            assert line.rstrip().endswith((r"\\", r"\hline"))
+            assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1
+    plain = re.sub(r"\\[{}$&#_%\\]", "", text)
+    assert plain.count("{") == plain.count("}")
+    assert not set("#%^~") & set(plain)
+
+
+def test_hostile_names_run_nothing_in_a_spreadsheet(hostile, capsys):
+    print_comparison(hostile, None, "csv")
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert len({len(row) for row in rows}) == 1
+    labels = {row[1] for row in rows[1:]}
+    assert "'" + '=HYPERLINK("x")' in labels
+    assert not [cell for row in rows for cell in row if cell[:1] in ("=", "@", "\t", "\r")]
+
+
+@pytest.mark.parametrize("form", ["table", "md", "csv", "tex", "html", "json"])
+def test_no_format_prints_control_or_direction_characters(hostile, form, capsys):
+    print_comparison(hostile, "flow-grpo", form)
+    out = capsys.readouterr().out
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e\u2066\u2067]", out)
+
+
+def test_json_keeps_names_as_they_are(hostile, capsys):
+    print_comparison(hostile, None, "json")
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert {entry["method"] for entry in json.loads(out)["entries"]} == set(HOSTILE)
+
+
+def test_long_names_are_cut_and_hidden_characters_spelt():
+    assert visible("a\u202eb\n") == "a\\u202eb\\u000a"
+    assert visible("שלום") == "\u2068שלום\u2069"
+    assert as_csv({"x": []}) == "\n"
+
+
+def test_every_published_table_is_whole():
+    tables = published()
+    assert len(tables) >= 20
+    for table in tables.values():
+        assert table.source
+        assert table.trust in {"paper", "project page", "thread", "note", "figure"}
+        assert all(len(row) == len(table.columns) + 1 for row in table.rows)
+        assert set(table.ours) <= set(table.columns)
+        assert set(table.methods.values()) <= {row[0] for row in table.rows}
+    first = {row[0]: row[1:] for row in tables["diffusionopd-table1"].rows}
+    assert first["DiffusionOPD"] == (
+        "97.01",
+        "0.96",
+        "0.94",
+        "23.99",
+        "0.297",
+        "0.342",
+        "6.15",
+        "1.50",
+        "3.50",
+        "0.929",
+    )
+
+
+def test_published_numbers_stand_apart_and_say_why_they_do_not_compare(tmp_path):
+    runs = load_runs(make_runs(tmp_path, ["opd"], 2))
+    table = find("diffusionopd-table1")
+    whole, beside = published_blocks(table, compare(runs), runs)
+    assert not any(cell.strong for row in whole.rows for cell in row)
+    line = next(row for row in beside.rows if row[0].text == "DiffusionOPD" and row[1].text == "OCR")
+    assert line[4].text == "-"
+    assert "sampler 'ode-10' is not 'ode-40'" in line[5].text
+    alike = replace(table.ours["OCR"], evaluator="ocr@1[test]", sampler="ode-10", model="tiny", prompts=40)
+    _, beside = published_blocks(replace(table, ours={"OCR": alike}), compare(runs), runs)
+    line = next(row for row in beside.rows if row[0].text == "DiffusionOPD")
+    assert line[2].text == "0.94"
+    (ours,) = (s for s in compare(runs).scores if (s.policy, s.task) == ("student", "ocr"))
+    assert (line[4].text, line[5].text) == (figure_text(ours.figure), "")
+
+
+def test_published_numbers_are_in_every_format(runs, capsys):
+    for form in ("table", "md", "csv", "tex", "html", "json"):
+        print_comparison(runs, "flow-grpo-issue39", form)
+        assert "5.3349" in capsys.readouterr().out
+
+
+def test_an_unknown_published_table_is_named_with_a_suggestion():
+    with pytest.raises(UserError, match="did you mean 'flow-grpo'"):
+        find("flowgrpo")
