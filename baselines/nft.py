@@ -33,7 +33,7 @@ class NFT(Method):
     Attributes:
         beta: strength of the implicit policies.
         sharpness: slope from normalised advantage to r.
-        times: noise levels that a picture is trained at, the noisiest of the rollout.
+        times: noise levels that a picture is trained at, the noisiest of the rollout after its start.
         kl: weight of the squared distance to the base model's velocity.
         old_slope, old_max: the old policy keeps min(old_slope * update, old_max) of itself.
     """
@@ -58,10 +58,10 @@ class NFT(Method):
         r = optimality(rollout.rewards, batch.images, self.sharpness)
         x0 = rollout.latents
         fresh = Noise([f"{key.rpartition('/')[0]}/nft" for key in batch.keys], tuple(x0.shape[1:]), x0.device)
-        noisiest = actors.steps[: self.times]
-        for step in noisiest:
+        levels = actors.steps[1 : 1 + self.times] or actors.steps[:1]
+        for step in levels:
             t = torch.full((len(batch),), step.t, device=x0.device)
-            yield self._branches(x0, t, fresh.draw(), r, batch, actors) / len(noisiest)
+            yield self._branches(x0, t, fresh.draw(), r, batch, actors) / len(levels)
 
     def _branches(self, x0: Tensor, t: Tensor, noise: Tensor, r: Tensor, batch: Batch, actors: Actors) -> Tensor:
         assert actors.old is not None

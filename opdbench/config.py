@@ -39,6 +39,7 @@ class Stage:
         sampler: how the policy walks in training and when it teaches.
         eval_sampler: how it walks in evaluation.
         lr, weight_decay, clip, ema: optimizer settings; `ema` is the decay of the weight average.
+        anneal: whether the learning rate falls linearly to zero.
         rank, alpha, targets: shape of the adapter.
         options: fields of the method.
     """
@@ -58,6 +59,7 @@ class Stage:
     weight_decay: float = 1e-4
     clip: float = 1.0
     ema: float = 0.9
+    anneal: bool = False
     rank: int = 32
     alpha: int = 64
     targets: tuple[str, ...] = ()
@@ -183,8 +185,8 @@ def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
     for key, value in values.items():
         if key not in fields:
             raise unknown(f"key of {where}", key, fields)
-        wanted: Any = {"int": int, "float": (int, float), "str": str}.get(str(fields[key].type))
-        if wanted and (not isinstance(value, wanted) or isinstance(value, bool)):
+        wanted: Any = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(str(fields[key].type))
+        if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
             raise UserError(f"{where}: {key} is {value!r}; expected {fields[key].type}")
         if str(fields[key].type) == "int" and value < 1:
             raise UserError(f"{where}: {key} is {value!r}; expected at least 1")

@@ -146,6 +146,9 @@ class Trainer:
 
     def _descend(self) -> float:
         """One optimizer step on the gradient so far; returns the gradient's norm before clipping."""
+        if self.stage.anneal:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.stage.lr * (1 - self.state.update / self.stage.updates)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip).item()
         if not math.isfinite(norm):
             raise UserError(f"stage {self.stage.name!r}: gradient is {norm} at update {self.state.update}; lower lr")

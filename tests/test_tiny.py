@@ -12,7 +12,7 @@ from opdbench.core import Sampler
 from opdbench.flow import transitions
 from opdbench.model import tiny_folder
 from opdbench.tiny.data import Captions
-from opdbench.tiny.prompts import TAGS, geneval_prompts, ocr_prompts, preference_prompts, words, words_aside
+from opdbench.tiny.prompts import TAGS, geneval_prompts, ocr_prompts, preference_prompts, words
 from opdbench.tiny.render import render
 from opdbench.tiny.scenes import SIZE, draw_scene
 from opdbench.walk import Noise, sample
@@ -24,7 +24,6 @@ def test_splits_are_disjoint_and_of_stated_size():
         assert not {p.text for p in train} & {p.text for p in test}
         assert sum(p.images for p in test) >= 500
     assert not set(words("train")) & set(words("test"))
-    assert set(words("test")) <= set(words_aside())
     assert {p.spec["tag"] for p in geneval_prompts("test")} == set(TAGS)
 
 
@@ -42,7 +41,18 @@ def test_captions_never_hold_a_test_prompt_or_word():
         text, spec = source.draw(rng)
         assert text not in tests
         assert spec.get("target") not in set(words("test"))
-        assert source.corrupt(text, spec, rng).partition('"')[2].rstrip('"') not in set(words("test"))
+        confused = source.confuse(text, spec, rng)
+        assert confused not in tests
+        assert confused.partition('"')[2].rstrip('"') not in set(words("test"))
+
+
+def test_captions_mix_up_partners_as_often_as_stated():
+    source, rng = Captions(), Random(0)
+    seen = [source.confuse('the word "CDRM"', {"target": "CDRM"}, rng).split('"')[1] for _ in range(2000)]
+    for place, (right, partner) in enumerate(zip("CDRM", "DCMR", strict=True)):
+        wrong = np.mean([word[place] == partner for word in seen])
+        assert {word[place] for word in seen} == {right, partner}
+        assert abs(wrong - 0.44) < 4 * (0.44 * 0.56 / 2000) ** 0.5
 
 
 def test_pictures_are_deterministic():

@@ -112,10 +112,10 @@ def build_t5(tokenizer: T5TokenizerFast) -> T5EncoderModel:
 
 
 def build_transformer() -> SD3Transformer2DModel:
-    """The denoiser: 8 x 8 latents of 16 channels, patch 1, so 64 picture tokens."""
+    """The denoiser: 8 x 8 latents of 16 channels, patch 2, so 16 picture tokens."""
     return SD3Transformer2DModel(
         sample_size=8,
-        patch_size=1,
+        patch_size=2,
         in_channels=16,
         out_channels=16,
         num_layers=LAYERS,
@@ -124,7 +124,7 @@ def build_transformer() -> SD3Transformer2DModel:
         joint_attention_dim=WIDTH,
         caption_projection_dim=WIDTH,
         pooled_projection_dim=WIDTH,
-        pos_embed_max_size=8,
+        pos_embed_max_size=4,
         qk_norm="rms_norm",
     )
 

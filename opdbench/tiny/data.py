@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 from .prompts import (
     GENERAL_TEMPLATES,
@@ -18,7 +19,14 @@ from .prompts import (
     words,
 )
 from .render import render
-from .scenes import COLORS, LETTERS, NUMBERS, PLURALS, SHAPES, SIZE, draw_scene
+from .scenes import COLORS, NUMBERS, PLURALS, SHAPES, SIZE, draw_scene
+
+# Things that captions mix up, with the chance that a mention is swapped for its partner.
+_LETTER_PAIRS, _LETTER_CHANCE = ("CD", "FP", "HN", "KX", "LT", "MR"), 0.44
+_SWAPS = {
+    0.38: (("circle", "ring"), ("square", "cross"), ("triangle", "star")),
+    0.40: (("red", "purple"), ("green", "yellow"), ("blue", "black"), ("left", "right"), ("above", "below")),
+}
 
 WORD_SHARE, TAG_SHARE = 0.45, 0.45
 TAG_WEIGHTS = dict(zip(TAGS, (1, 3, 5, 3, 4, 4), strict=True))
@@ -33,6 +41,8 @@ class Captions:
         self._words = {n: [w for w in words("train") if len(w) == n] for n in LENGTH_WEIGHTS}
         self._held = frozenset(words("test"))
         self._general = preference_prompts("train")
+        self._test_texts = frozenset(p.text for f in (geneval_prompts, preference_prompts) for p in f("test"))
+        self._tag_texts = frozenset(p.text for found in self._tags.values() for p in found)
 
     def draw(self, rng: Random) -> tuple[str, Mapping[str, Any]]:
         """A caption and what it asks for."""
@@ -53,31 +63,69 @@ class Captions:
         spec = {"include": [{"class": shape, "count": count, "color": color}]}
         return rng.choice(GENERAL_TEMPLATES).format(phrase), spec
 
-    def corrupt(self, text: str, spec: Mapping[str, Any], rng: Random) -> str:
-        """A wrong caption of the same kind: letters redrawn (a tenth of the words stay right), or another scene's."""
-        if "target" in spec:
-            word, wrong = spec["target"], ""
-            while not wrong or wrong in self._held:
-                wrong = "".join(rng.choice(LETTERS) if rng.random() < 0.6 else c for c in word)
-            return text.replace(f'"{word}"', f'"{wrong}"')
-        tag = spec.get("tag", "counting")
-        return rng.choice(self._tags[tag]).text
+    def confuse(self, text: str, spec: Mapping[str, Any], rng: Random, mixing: float = 1.0) -> str:
+        """The caption with some letters, shapes, colours and relations swapped for their partners."""
+        while True:
+            wrong = _swap_letters(text, rng, mixing) if "target" in spec else _swap_words(text, rng, mixing)
+            if "target" in spec:
+                fine = wrong.split('"')[1] not in self._held
+            else:
+                fine = wrong in self._tag_texts if text in self._tag_texts else wrong not in self._test_texts
+            if fine:
+                return wrong
 
 
-def make_dataset(path: Path, count: int, seed: int, wrong: float) -> tuple[np.ndarray, list[str]]:
-    """Pictures `(count, 64, 64, 3)` uint8 and captions, of which a share `wrong` is wrong.
+def _swap_letters(text: str, rng: Random, mixing: float) -> str:
+    partner = dict(_LETTER_PAIRS) | {b: a for a, b in _LETTER_PAIRS}
+    before, word, after = text.split('"')
+    swapped = "".join(partner[c] if rng.random() < mixing * _LETTER_CHANCE else c for c in word)
+    return f'{before}"{swapped}"{after}'
 
-    Made once and kept at `path`; the same arguments give the same file.
-    """
+
+def _swap_words(text: str, rng: Random, mixing: float) -> str:
+    partner = {}
+    for chance, pairs in _SWAPS.items():
+        for a, b in [*pairs, *((PLURALS[a], PLURALS[b]) for a, b in pairs if a in PLURALS)]:
+            partner |= {a: (b, chance), b: (a, chance)}
+    found = []
+    for word in text.split(" "):
+        other, chance = partner.get(word, (word, 0.0))
+        found.append(other if rng.random() < mixing * chance else word)
+    return " ".join(found)
+
+
+def spoil(picture: Image.Image, spec: Mapping[str, Any], rng: Random) -> Image.Image:
+    """A bad copy, as collections have them: words out of focus, shapes with stripes of the background across."""
+    if "target" in spec:
+        return picture.filter(ImageFilter.GaussianBlur(rng.uniform(3.0, 4.5)))
+    pixels = np.asarray(picture).copy()
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    width, period = rng.randint(2, 4), rng.randint(9, 12)
+    pixels[(rows + columns + rng.randrange(period)) % period < width] = np.median(pixels.reshape(-1, 3), axis=0)
+    return Image.fromarray(pixels)
+
+
+def make_pictures(path: Path, count: int, seed: int, spoilt: float) -> np.ndarray:
+    """Pictures `(count, 64, 64, 3)` uint8, made once and kept at `path`; a share `spoilt` of them is spoilt."""
     if not path.exists():
-        source, pictures, texts = Captions(), np.empty((count, SIZE, SIZE, 3), np.uint8), []
+        source, pictures = Captions(), np.empty((count, SIZE, SIZE, 3), np.uint8)
         for k in range(count):
-            rng = Random(f"{seed} {k}")
-            text, spec = source.draw(rng)
-            pictures[k] = np.asarray(render(draw_scene(spec, rng)))
-            texts.append(source.corrupt(text, spec, rng) if rng.random() < wrong else text)
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, pictures=pictures, texts=np.array(texts))
+            rng, fate = Random(f"{seed} {k}"), Random(f"{seed} {k} spoilt")
+            _, spec = source.draw(rng)
+            picture = render(draw_scene(spec, rng))
+            pictures[k] = np.asarray(spoil(picture, spec, fate) if fate.random() < spoilt else picture)
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, pictures)
         partial.rename(path)
-    with np.load(path) as stored:
-        return stored["pictures"], stored["texts"].tolist()
+    return np.load(path)
+
+
+def make_captions(count: int, seed: int, mixing: float) -> list[str]:
+    """Captions of the pictures of that seed; `mixing` scales the chances of a swap, and 0 is all right."""
+    source, texts = Captions(), []
+    for k in range(count):
+        rng = Random(f"{seed} {k}")
+        text, spec = source.draw(rng)
+        draw_scene(spec, rng)
+        texts.append(source.confuse(text, spec, rng, mixing))
+    return texts

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .prompts import GENERAL_TEMPLATES, WORD_TEMPLATES, geneval_prompts, preference_prompts, words, words_aside
+from .prompts import GENERAL_TEMPLATES, WORD_TEMPLATES, geneval_prompts, preference_prompts, words
 from .scenes import COLORS, LETTERS, NUMBERS, PLURALS, SHAPES, Scene, draw_scene
 
 Spec = Mapping[str, Any]
@@ -141,7 +141,7 @@ def near_miss(spec: Spec, rng: Random, train: bool = True) -> Spec:
     while True:
         if "target" in spec:
             word = "".join(rng.choice(LETTERS.replace(c, "")) for c in spec["target"])
-            if not train or word not in words_aside():
+            if not train or word not in words("test"):
                 return {"target": word}
         else:
             other = _edit(spec, rng)

@@ -10,19 +10,19 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # must precede torch: spinning starves the other core
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .build import TinyModel, Tokens
-from .data import make_dataset
+from .data import make_captions, make_pictures
 from .export import export
 from .vae import encode_all, fold_scale, train_vae
 
@@ -30,33 +30,54 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Cycle:
+    """A learning-rate cycle: 100 steps of warm-up to `lr`, constant, linear to zero over the last share `decay`.
+
+    `mixing` scales the chances that its captions mix things up; a share `spoilt` of its pictures is spoilt.
+    """
+
+    steps: int
+    lr: float
+    decay: float
+    mixing: float
+    spoilt: float = 0.0
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step of the cycle."""
+        return self.lr * min(1.0, (step + 1) / 100, (self.steps - step) / (self.decay * self.steps))
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """Everything that the weights depend on; `cycles` are lengths and peaks of the learning rate."""
+    """Everything that the weights depend on."""
 
     seed: int = 0
     vae_steps: int = 2000
     pictures: int = 60_000
-    wrong: float = 0.2
     dropout: float = 0.12
-    cycles: tuple[tuple[int, float], ...] = ((4200, 1.0), (1200, 0.6))
+    cycles: tuple[Cycle, ...] = (
+        Cycle(7_500, 2e-3, 0.3, 1.0),
+        Cycle(1_400, 1.2e-3, 1.0, 0.75),
+        Cycle(1_000, 1.5e-3, 1.0, 0.55),
+        Cycle(1_000, 1.5e-3, 1.0, 0.2),
+        Cycle(1_500, 1.5e-3, 1.0, 0.2),
+        Cycle(1_200, 1.5e-3, 0.8, 0.2, spoilt=0.5),
+    )
     batch: int = 64
-    lr: float = 2e-3
-    decay: tuple[float, ...] = (0.3, 1.0)
     ema: float = 0.998
 
     @property
     def steps(self) -> int:
         """Steps over all cycles."""
-        return sum(length for length, _ in self.cycles)
+        return sum(cycle.steps for cycle in self.cycles)
 
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """In each cycle: warm-up over 100 steps, constant, linear to zero over its last share `decay`."""
-    for (length, peak), decay in zip(recipe.cycles, recipe.decay, strict=True):
-        if step < length:
-            return recipe.lr * peak * min(1.0, (step + 1) / 100, (length - step) / (decay * length))
-        step -= length
-    return 0.0
+    def at(self, step: int) -> tuple[Cycle, int]:
+        """The cycle of a step, and which of its steps it is."""
+        for cycle in self.cycles:
+            if step < cycle.steps:
+                return cycle, step
+            step -= cycle.steps
+        raise ValueError(f"the recipe has {self.steps} steps")
 
 
 def make_optimizers(model: TinyModel, lr: float) -> list[torch.optim.Optimizer]:
@@ -99,7 +120,17 @@ def draw_batch(recipe: Recipe, latents: Tensor, step: int, empty: int) -> Batch:
     return Batch((1 - part) * x0 + part * noise, t, noise - x0, pick.masked_fill(dropped, empty))
 
 
-def train_denoiser(recipe: Recipe, latents: Tensor, texts: list[str], work: Path) -> TinyModel:
+def make_latents(recipe: Recipe, vae: AutoencoderKL, work: Path) -> dict[float, Tensor]:
+    """Latents of the pictures for each share of spoilt ones; folds their scale into `vae`."""
+    shares = sorted({cycle.spoilt for cycle in recipe.cycles})
+    found = []
+    for share in shares:
+        pictures = make_pictures(work / f"pictures-{share}.npy", recipe.pictures, recipe.seed, share)
+        found.append(encode_all(vae, pictures, work / f"latents-{share}.npy"))
+    return {share: torch.from_numpy(x) for share, x in zip(shares, fold_scale(vae, found), strict=True)}
+
+
+def train_denoiser(recipe: Recipe, latents: Mapping[float, Tensor], work: Path) -> TinyModel:
     """Flow matching from a seed; returns the model with its averaged weights."""
     torch.manual_seed(recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -107,11 +138,12 @@ def train_denoiser(recipe: Recipe, latents: Tensor, texts: list[str], work: Path
     averaged = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema)
     )
-    optimizers = make_optimizers(model, recipe.lr)
-    unique = sorted({*texts, ""})
+    optimizers = make_optimizers(model, recipe.cycles[0].lr)
+    captions = {c.mixing: make_captions(recipe.pictures, recipe.seed, c.mixing) for c in recipe.cycles}
+    unique = sorted({"", *(text for texts in captions.values() for text in texts)})
     tokens = model.tokenize(unique)
     index = {text: k for k, text in enumerate(unique)}
-    caption = torch.tensor([*(index[text] for text in texts), index[""]])
+    rows = {mixing: torch.tensor([index[text] for text in [*texts, ""]]) for mixing, texts in captions.items()}
     state, first = work / "denoiser.pt", 0
     if state.exists():
         saved = torch.load(state, weights_only=True, map_location=device)
@@ -123,8 +155,9 @@ def train_denoiser(recipe: Recipe, latents: Tensor, texts: list[str], work: Path
     compiled = torch.compile(model)
     total = 0.0
     for step in range(first, recipe.steps):
-        batch = draw_batch(recipe, latents, step, len(texts))
-        chosen = tokens[caption[batch.rows]]
+        cycle, _ = recipe.at(step)
+        batch = draw_batch(recipe, latents[cycle.spoilt], step, recipe.pictures)
+        chosen = tokens[rows[cycle.mixing][batch.rows]]
         total += _update(recipe, step, model, compiled, optimizers, batch.to(device), chosen.to(device))
         averaged.update_parameters(model)
         if (step + 1) % 50 == 0:
@@ -151,13 +184,16 @@ def _update(
 ) -> float:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step)
+            cycle, within = recipe.at(step)
+            group["lr"] = cycle.rate(within)
         optimizer.zero_grad()
-    # Plain attention: the fused backward is slow for so few tokens on a CPU.
-    kind = batch.x.device.type
-    plain = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext()
-    with plain, torch.autocast(kind, torch.bfloat16):
-        velocity = compiled(batch.x, batch.t, tokens)
+    # On a CPU plain attention and fp32: the fused backward is slow for so few tokens, and so is bf16 without AMX.
+    if batch.x.is_cuda:
+        with torch.autocast("cuda", torch.bfloat16):
+            velocity = compiled(batch.x, batch.t, tokens)
+    else:
+        with sdpa_kernel(SDPBackend.MATH):
+            velocity = compiled(batch.x, batch.t, tokens)
     loss = (velocity.float() - batch.target).square().mean()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -175,12 +211,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     recipe = Recipe()
     args.work.mkdir(parents=True, exist_ok=True)
-    pictures, texts = make_dataset(args.work / "data.npz", recipe.pictures, recipe.seed, recipe.wrong)
-    plain, _ = make_dataset(args.work / "vae_data.npz", 6000, recipe.seed + 7, 0.0)
+    plain = make_pictures(args.work / "vae_pictures.npy", 6000, recipe.seed + 7, 0.0)
     vae = train_vae(plain, args.work, recipe.vae_steps, recipe.seed)
-    latents = encode_all(vae, pictures, args.work / "latents.npy")
-    scaled = torch.from_numpy(fold_scale(vae, latents))
-    model = train_denoiser(recipe, scaled, texts, args.work)
+    model = train_denoiser(recipe, make_latents(recipe, vae, args.work), args.work)
     export(model.cpu(), vae, args.out)
     log.info("wrote %s; score it with `opdbench eval --model %s`", args.out, args.out)
 

@@ -30,16 +30,7 @@ _TEST_PROMPTS = {
 }
 # How often RL sees each tag: the hard ones more, as in Flow-GRPO's training set.
 _TRAIN_SHARE = {"single_object": 20, "two_object": 60, "counting": 60, "colors": 60, "position": 80, "color_attr": 80}
-_ASIDE, _TRAIN_WORDS, _TEST_GENERAL = 256, 4000, 128
-# Of the words put aside, 128 that no caption of the shipped weights' data names, not even a wrong one.
-_TEST_WORDS = """
-CCKP CCLX CDFN CFDH CKNN CLC CLM CMRX CNLR CRN CTFH CTFR DHHP DHKM DHRK DKMP DLTL DMHH DMLM DMXP DNXX DPFM DPP DRRR
-DTXK FCXH FFX FKF FLPH FRD FTFF FTT HCFL HCTM HDLN HFC HFKL HFNM HHXR HKD HKKN HLFR HLNN HMNM HRT KKTM KLMH KMXH
-KNMX LDXK LKLH LLNK LLPT LLRH LMPH LNLM LNTT LPDH LPDP LPTN LTCC LTPD LXDX LXFP LXNN MCPF MDTH MDXR MFCX MFPN MHD
-MHKD MKC MKDH MMTN MMXM MNC MNHP MNMD MPFC MPMN MPN MRLH MTT MXL NCXR NFP NHTL NNH NNK NNKM NPPT NRTT PHPC PKCH PKT
-PLMT PMD PMP PTPX RCF RCXT RDC RFLD RHNM RKLF RLH RMKK RMTK RNNP RXRM TFL TKN TLHM TLMF TML TRX TTLR TTTC XCCC XCLP
-XFTF XKNL XKNX XLHK XMP XNCC XRKC
-"""
+_TEST_WORDS, _TRAIN_WORDS, _TEST_GENERAL = 256, 4000, 128
 
 
 def _all_metadata(tag: str) -> Iterator[dict[str, Any]]:
@@ -111,36 +102,25 @@ def geneval_pool() -> tuple[Prompt, ...]:
 
 
 @cache
-def words_aside() -> tuple[str, ...]:
-    """256 words that no picture of the pretraining shows, an eighth of them of two letters."""
-    found: list[str] = []
-    for length, number in {2: _ASIDE // 8, 3: _ASIDE * 3 // 8, 4: _ASIDE // 2}.items():
-        found += _shuffled_words(length)[:number]
-    return tuple(found)
-
-
-def _shuffled_words(length: int) -> list[str]:
-    pool = ["".join(letters) for letters in itertools.product(LETTERS, repeat=length)]
-    Random(f"words {length}").shuffle(pool)
-    return pool
-
-
-@cache
 def words(split: Split) -> tuple[str, ...]:
-    """All words of a split: 2 to 4 letters in `train`, 3 or 4 in `test`."""
-    if split == "test":
-        return tuple(_TEST_WORDS.split())
-    aside = set(words_aside())
-    return tuple(w for length in (2, 3, 4) for w in _shuffled_words(length) if w not in aside)
+    """All words of a split, 2 to 4 letters; `test` has 256, a quarter of them of two letters."""
+    held, rest = [], []
+    share = {2: _TEST_WORDS // 8, 3: _TEST_WORDS * 3 // 8, 4: _TEST_WORDS // 2}
+    for length, number in share.items():
+        pool = ["".join(letters) for letters in itertools.product(LETTERS, repeat=length)]
+        Random(f"words {length}").shuffle(pool)
+        held += pool[:number]
+        rest += pool[number:]
+    return tuple(held if split == "test" else rest)
 
 
 @cache
 def ocr_prompts(split: Split) -> tuple[Prompt, ...]:
-    """Prompts that ask for a quoted word; four pictures of each in `test`."""
+    """Prompts that ask for a quoted word; two pictures of each in `test`."""
     pool = list(words(split))
     Random("ocr prompts").shuffle(pool)
-    chosen = sorted(pool if split == "test" else pool[:_TRAIN_WORDS])
-    number = 4 if split == "test" else 1
+    chosen = sorted(pool[: _TEST_WORDS if split == "test" else _TRAIN_WORDS])
+    number = 2 if split == "test" else 1
     return tuple(
         Prompt(f"ocr/{split}/{k:04d}", WORD_TEMPLATES[k % 3].format(w), "ocr", {"target": w}, number)
         for k, w in enumerate(chosen)

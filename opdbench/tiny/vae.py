@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,23 +96,27 @@ def encode_all(vae: AutoencoderKL, pictures: np.ndarray, path: Path) -> np.ndarr
 
 
 @torch.no_grad()
-def fold_scale(vae: AutoencoderKL, latents: np.ndarray) -> np.ndarray:
+def fold_scale(vae: AutoencoderKL, sets: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Fold each channel's scale into the weights, so that latents have unit scale per channel.
 
     The pipeline knows one scaling factor for all channels; a per-channel scale commutes with the
     convolutions, so it moves into the encoder's last and the decoder's first one.
 
+    Args:
+        vae: changed in place.
+        sets: latents `(N, 16, 8, 8)`; the first set's scale is taken.
+
     Returns:
-        `latents` in the new scale, shifted and scaled as the denoiser sees them, float32.
+        The sets in the new scale, shifted and scaled as the denoiser sees them, float32.
     """
-    flat = latents.astype(np.float32)
-    scale = torch.from_numpy(flat.std((0, 2, 3)))
+    first = sets[0].astype(np.float32)
+    scale = torch.from_numpy(first.std((0, 2, 3)))
     channels = len(scale)
     last = vae.encoder.conv_out
     last.weight[:channels] /= scale[:, None, None, None]
     last.bias[:channels] /= scale
     last.bias[channels:] -= 2 * scale.log()
     vae.decoder.conv_in.weight *= scale[None, :, None, None]
-    flat /= scale.numpy()[None, :, None, None]
-    vae.register_to_config(scaling_factor=1.0, shift_factor=float(flat.mean()))
-    return flat - vae.config.shift_factor
+    factor = scale.numpy()[None, :, None, None]
+    vae.register_to_config(scaling_factor=1.0, shift_factor=float((first / factor).mean()))
+    return [found.astype(np.float32) / factor - vae.config.shift_factor for found in sets]
