@@ -194,6 +194,7 @@ def list_(format_: FormatOption = "table") -> None:
         "recipes": sorted(registry.recipes()),
         "methods": registry.names("methods"),
         "tasks": registry.names("evaluators"),
+        "judges": registry.names("judges"),
     }
     if format_ == "json":
         print_json(found)

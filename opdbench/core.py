@@ -73,12 +73,14 @@ class Score:
         reward: what RL maximises; the metric itself unless the evaluator has a denser form.
         reason: why the picture is wrong, or unscored.
         details: evidence that can be written as JSON (boxes, recognised text).
+        metrics: further numbers of the same picture by name, each with an estimate of its own.
     """
 
     value: float | None
     reward: float | None
     reason: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,6 @@ def z():
 
 @pytest.fixture(scope="session")
 def model():
-    import torch
 
     from opdbench.model import Model
 
