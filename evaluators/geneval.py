@@ -6,7 +6,7 @@ is Mask2Former; the detector's name is the backend, so their numbers never share
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Protocol
 
@@ -30,8 +30,8 @@ class Detector(Protocol):
     """Finds named, perhaps coloured boxes; `objects` and `colors` are all that it can tell."""
 
     name: str
-    objects: Collection[str]
-    colors: Collection[str]
+    objects: tuple[str, ...]
+    colors: tuple[str, ...]
 
     def __call__(self, image: Image, spec: Spec) -> list[Detection]:
         """Boxes of an RGB picture; those whose colour `spec` asks have one."""
@@ -42,8 +42,8 @@ class Shapes:
     """The tiny world's detector."""
 
     name = "shapes"
-    objects: Collection[str] = SHAPES
-    colors: Collection[str] = tuple(COLORS)
+    objects: tuple[str, ...] = tuple(SHAPES)
+    colors: tuple[str, ...] = tuple(COLORS)
 
     def __call__(self, image: Image, spec: Spec) -> list[Detection]:
         """All shapes, each with its colour."""

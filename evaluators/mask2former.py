@@ -84,7 +84,7 @@ def prepare(image: Image) -> tuple[Tensor, Frame]:
     scaled = cv2.resize(np.asarray(image), sizes.scaled[::-1], interpolation=cv2.INTER_LINEAR)
     canvas = np.full((*sizes.padded, 3), GREY, np.uint8)
     canvas[: sizes.scaled[0], : sizes.scaled[1]] = scaled
-    pixels = (canvas.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+    pixels = (canvas - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return torch.from_numpy(pixels.transpose(2, 0, 1)[None]), sizes
 
 
@@ -129,8 +129,8 @@ class Mask2Former:
     """The detector and, for prompts that ask for a colour, the colour classifier; loaded when first used."""
 
     name = "mask2former-hf"
-    objects = OBJECTS
-    colors = PALETTE
+    objects: tuple[str, ...] = OBJECTS
+    colors: tuple[str, ...] = PALETTE
 
     def __init__(self, source: str | None = None, classify: Colors | None = None) -> None:
         """Remember what to load.

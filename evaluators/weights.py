@@ -58,11 +58,12 @@ def read_state(what: str, path: Path) -> dict[str, Tensor]:
     import pickle
 
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         raise unloadable(what, str(path), error) from error
     found: dict[str, Tensor] = state.get("state_dict", state)
     return found
@@ -88,12 +89,13 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str, sou
 def pretrained(kind: Any, source: str, what: str) -> Any:
     """A transformers model in fp32 for inference; `UserError` unless every weight comes from the checkpoint."""
     import torch
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
         model, told = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise unloadable(what, source, error) from error
     wrong = [str(entry[0]) for entry in told["mismatched_keys"]]
     _refuse(what, source, {"missing": [*told["missing_keys"]], "wrong shapes": wrong,
