@@ -148,7 +148,7 @@ class Evaluator(Protocol):
 
 
 def metric_key(evaluator: Evaluator) -> str:
-    """Name, version and backend: `ocr@1[ppocr-v6-onnx]`."""
+    """Name, version and backend: `geneval@1[shapes]`."""
     return f"{evaluator.name}@{evaluator.version}[{evaluator.backend}]"
 
 
