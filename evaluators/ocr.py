@@ -107,17 +107,6 @@ def _reason(reading: Reading, prompt: Prompt, lines: Lines) -> str:
     return f"expected {quoted(prompt.text)!r}, read {read!r}"
 
 
-def on_photos(source: str | None = None) -> OCR:
-    """OCR of real pictures by RapidOCR, on Flow-GRPO's 1,018 test prompts.
-
-    Raises:
-        UserError: if a source is given; the weights come with the engine.
-    """
-    if source is not None:
-        raise UserError(f"the engine comes with its weights, got {source!r}; other weights: use ocr-paddle")
-    return OCR(RapidOCR(), pulled("ocr"))
-
-
 def by_paddle(source: str | None = None) -> OCR:
-    """The same by PaddleOCR 3.x; `source` is a folder with its weights."""
+    """OCR by PaddleOCR 3.x on Flow-GRPO's 1,018 test prompts; `source` is a folder with its weights."""
     return OCR(PaddleOCR(source), pulled("ocr"))

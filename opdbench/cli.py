@@ -207,28 +207,53 @@ def list_(format_: FormatOption = "table") -> None:
 def eval_(
     model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
     adapter: Annotated[Path | None, typer.Option(help="a LoRA adapter written by opdbench")] = None,
-    tasks: Annotated[str, typer.Option(help="tasks to score, with commas between")] = "ocr,geneval",
+    pictures: Annotated[Path | None, typer.Option(help="score these instead: GenEval's layout, or .jsonl")] = None,
+    tasks: Annotated[str, typer.Option(help="tasks or judges, with commas between")] = "ocr,geneval",
+    source: Annotated[list[str] | None, typer.Option(help="judge=folder, hub id or address; may be repeated")] = None,
+    prompts: Annotated[str | None, typer.Option(help="a prompt set or file instead of the tasks' own")] = None,
     guidance: Annotated[float, typer.Option(min=0, help="guidance scale")] = 3.5,
     steps: Annotated[int, typer.Option(min=1, help="denoising steps")] = 10,
     limit: Annotated[int | None, typer.Option(min=1, help="at most so many test prompts a task")] = None,
     out: OutOption = Path("runs"),
     format_: FormatOption = "table",
 ) -> None:
-    """Score a model, with or without an adapter."""
+    """Score a model, with or without an adapter, or pictures; exit code 1 if any could not be scored."""
     from .registry import parse_tasks
 
-    wanted = parse_tasks(tasks)
+    wanted = parse_tasks(tasks, ("evaluators", "judges"))
+    if pictures and (prompts or adapter or limit):
+        raise UserError("--pictures bring their own prompts; leave out --prompts, --adapter and --limit")
     _writable(out)
-    from .show import print_json
-    from .standalone import evaluate_model
+    from .show import print_estimates
+    from .standalone import Subject, evaluate_model, evaluate_pictures, make_evaluators
 
-    rows = evaluate_model(model, adapter, wanted, guidance, steps, limit, out)
-    if format_ == "json":
-        print_json(rows)
+    judges = make_evaluators(wanted, source or ())
+    if pictures:
+        rows = evaluate_pictures(pictures, judges, out)
     else:
-        for row in rows:
-            value = "-" if row["value"] is None else f"{row['value']:.3f} ± {row['se']:.3f}"
-            print(f"{row['task']:12} {row['group'] or 'all':16} {value}  n {row['n']}, {row['unscored']} unscored")
+        rows = evaluate_model(Subject(model, adapter, guidance, steps), judges, prompts, limit, out)
+    print_estimates(rows, format_)
+    if any(row["unscored"] for row in rows if not row["metric"]):
+        raise typer.Exit(1)
+
+
+@app.command()
+def data(
+    action: Annotated[Literal["pull", "list"], typer.Argument(help="fetch sets, or say which are here")],
+    names: Annotated[list[str] | None, typer.Argument(help="prompt sets")] = None,
+) -> None:
+    """Prompt sets of real benchmarks, pinned by revision and sha256."""
+    from . import data as sets
+
+    if action == "list":
+        for name, one in sets.SETS.items():
+            state = "here" if sets.local_path(name).exists() else "to pull"
+            print(f"{name:10} {state:8} {one.repository}@{one.revision[:7]} {one.path}  licence: {one.licence}")
+        return
+    if not names:
+        raise UserError(f"no prompt set named; expected some of {', '.join(sets.SETS)}")
+    for name in names:
+        print(sets.pull(name))
 
 
 @app.command()

@@ -92,6 +92,7 @@ class Sample:
         index: which picture of that prompt.
         task: evaluator that scored it.
         group: stratum whose means are averaged without weights (GenEval's tag), or "".
+        metrics, details: the score's further numbers, and its evidence.
     """
 
     prompt: str
@@ -101,6 +102,8 @@ class Sample:
     value: float | None
     reward: float | None
     reason: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
