@@ -218,16 +218,17 @@ def eval_(
     format_: FormatOption = "table",
 ) -> None:
     """Score a model, with or without an adapter, or pictures; exit code 1 if any could not be scored."""
-    from .registry import parse_tasks
+    from .registry import evaluator, parse_sources, parse_tasks
 
     wanted = parse_tasks(tasks, ("evaluators", "judges"))
     if pictures and (prompts or adapter or limit):
         raise UserError("--pictures bring their own prompts; leave out --prompts, --adapter and --limit")
     _writable(out)
     from .show import print_estimates
-    from .standalone import Subject, evaluate_model, evaluate_pictures, make_evaluators
+    from .standalone import Subject, evaluate_model, evaluate_pictures
 
-    judges = make_evaluators(wanted, source or ())
+    places = parse_sources(source or (), wanted)
+    judges = {task: evaluator(task, places.get(task)) for task in wanted}
     if pictures:
         rows = evaluate_pictures(pictures, judges, out)
     else:
@@ -257,12 +258,18 @@ def data(
 
 
 @app.command()
-def doctor(format_: FormatOption = "table") -> None:
+def doctor(
+    judges: Annotated[str, typer.Option(help="judges to try as well, with commas between")] = "",
+    source: Annotated[list[str] | None, typer.Option(help="judge=folder, hub id or address; may be repeated")] = None,
+    format_: FormatOption = "table",
+) -> None:
     """Check that the model loads and that each evaluator knows pictures with known answers."""
     from .doctor import examine
+    from .registry import parse_sources, parse_tasks
     from .show import print_json
 
-    checks = examine()
+    wanted = parse_tasks(judges, ("judges",)) if judges else ()
+    checks = examine(wanted, parse_sources(source or (), wanted))
     if format_ == "json":
         print_json(checks)
     else:

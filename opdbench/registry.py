@@ -67,3 +67,15 @@ def parse_tasks(text: str, groups: Sequence[str] = ("evaluators",)) -> tuple[str
     if len(set(tasks)) < len(tasks):
         raise UserError(f"a task is named twice in {text!r}")
     return tasks
+
+
+def parse_sources(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
+    """`judge=place` to places by judge, each one of `tasks`."""
+    places = {}
+    for text in texts:
+        task, separator, place = text.partition("=")
+        if not separator or task not in tasks:
+            known = ", ".join(tasks) or "none is named"
+            raise UserError(f"bad --source {text!r}; expected judge=place with one of the tasks: {known}")
+        places[task] = place
+    return places

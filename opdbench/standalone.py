@@ -20,7 +20,6 @@ from .folder import Picture, open_picture, read_pictures, uneven
 from .gallery import write_gallery
 from .model import Model
 from .record import read_samples
-from .registry import evaluator as make_evaluator
 from .runner import FORMAT, model_hash
 from .runtime import environment, write_json
 from .stats import estimate
@@ -130,14 +129,3 @@ def _score_pictures(judge: Evaluator, part: Sequence[Picture]) -> list[Sample]:
     scores = judge.score(list(images.values()), [part[k].prompt for k in images])
     found = failures | dict(zip(images, scores, strict=True))
     return [make_row(judge, one.prompt, one.index, found[k]) for k, one in enumerate(part)]
-
-
-def make_evaluators(tasks: Sequence[str], sources: Sequence[str]) -> dict[str, Evaluator]:
-    """Evaluators by task; `sources` are `task=place` for judges that read their weights elsewhere."""
-    places = {}
-    for text in sources:
-        task, separator, place = text.partition("=")
-        if not separator or task not in tasks:
-            raise UserError(f"bad --source {text!r}; expected task=place with one of the tasks {', '.join(tasks)}")
-        places[task] = place
-    return {task: make_evaluator(task, places.get(task)) for task in tasks}
