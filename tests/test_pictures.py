@@ -210,3 +210,18 @@ def test_bad_options_are_one_clear_line(folder, tmp_path):
         done = opdbench("eval", *args, cwd=tmp_path)
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_model_is_scored_on_the_prompts_of_a_file(tmp_path):
+    (tmp_path / "mine.txt").write_text('the word "HFC"\nthe word "TKN"\nthe word "HFC"\n')
+    args = ["eval", "--prompts", "mine.txt", "--tasks", "ocr", "--steps", "1", "--format", "json"]
+    done = opdbench(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole = json.loads(done.stdout)[0]
+    assert (whole["n"], whole["clusters"], whole["metric"]) == (3, 2, "")
+    assert whole["prompts"].startswith("mine@")
+    row = json.loads(next((tmp_path / "runs" / "evals").glob("*.jsonl")).read_text().split("\n")[0])
+    assert row["prompt"] == "mine/0000"
+    assert row["details"]["recognized"] is not None
+    assert row["metrics"]["cer"] >= 0
+    assert opdbench(*args, cwd=tmp_path).stdout == done.stdout
