@@ -69,6 +69,8 @@ def test_postprocessing_equals_float64(sizes):
         assert one.score == pytest.approx(score, abs=2e-5)
         assert (one.mask != mask).sum() <= 1e-3 * mask.size  # float32 at logits of 0
         assert np.abs(np.subtract(one.box, box)).max() <= 1
+        ys, xs = np.nonzero(one.mask)
+        assert one.box == ((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) if len(xs) else (0, 0, 0, 0))
     assert any(one.score == 0 for one in got) == (len(masks) > 3)
 
 

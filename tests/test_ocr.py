@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from opdbench.core import Prompt, Score
 from opdbench.errors import UserError
+from opdbench.evaluators.agreement import Page, compare
 from opdbench.evaluators.ocr import OCR, content
 from opdbench.evaluators.ocr_engines import PaddleOCR, RapidOCR
 from opdbench.tiny.prompts import ocr_prompts
@@ -200,6 +201,19 @@ def test_the_key_names_engine_version_and_weights(evaluator: OCR) -> None:
     from importlib.metadata import version
 
     assert re.fullmatch(rf"ppocr-v6-onnx/rapidocr-{re.escape(version('rapidocr'))}/[0-9a-f]{{8}}", evaluator.backend)
+
+
+def test_agreement_counts_right_and_equal_readings() -> None:
+    asked: list[Image.Image] = []
+
+    def blind(image: Image.Image) -> list[tuple[str, float]]:
+        asked.append(image)
+        return [("no such word", 0.9)]
+
+    assert compare(Fake(blind), Fake(blind), Page(), 6) == (0.0, 0.0, 1.0)
+    assert {image.size for image in asked} == {(256, 256)}
+    right, wrong, alike = compare(RapidOCR(), Fake(blind), Page(lines=2), 6)
+    assert (right, wrong, alike) == (1.0, 0.0, 0.0)
 
 
 class TestPaddle:
