@@ -28,7 +28,7 @@ def default_device() -> str:
 
 def unloadable(what: str, source: str, error: Exception) -> UserError:
     """One line for weights that are absent or unreadable."""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
     return UserError(
         f"cannot load {what} from {source!r}: {reason}; give a folder that holds it, or pull it once while online"
     )

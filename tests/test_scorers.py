@@ -106,17 +106,15 @@ def test_a_score_depends_on_its_own_pair_only(judges, name):
 
 
 @pytest.mark.parametrize(("name", "pixels", "scaled"), [("pickscore", cropped, 1), ("clipscore", cropped_bilinear, 0)])
-def test_clip_scores_are_cosines_of_float64_features(judges, name, pixels, scaled):
+def test_clip_scores_are_float64_cosines_of_features(judges, name, pixels, scaled):
     images, rows = noise(5), prompts()
     judge = judges[name].judge
-    model = type(judge.model)(judge.model.config).double()
-    model.load_state_dict(judge.model.state_dict())
-    model.eval()
+    model = judge.model
     for image, row, got in zip(images, rows, values(judges[name], images, rows), strict=True):
         ids = judge.tokenizer(row.text, return_tensors="pt").input_ids
         with torch.no_grad():
-            out = model(input_ids=ids, pixel_values=pixels([image], CLIP_LOOK).double())
-        x, y = out.image_embeds[0].numpy(), out.text_embeds[0].numpy()
+            out = model(input_ids=ids, pixel_values=pixels([image], CLIP_LOOK))
+        x, y = out.image_embeds[0].double().numpy(), out.text_embeds[0].double().numpy()
         cosine = x @ y / np.sqrt((x @ x) * (y @ y))
         assert got == pytest.approx(cosine * np.exp(model.logit_scale.item() * scaled), rel=1e-4)
 
