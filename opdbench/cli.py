@@ -208,6 +208,7 @@ def eval_(
     model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
     adapter: Annotated[Path | None, typer.Option(help="a LoRA adapter written by opdbench")] = None,
     pictures: Annotated[Path | None, typer.Option(help="score these instead: GenEval's layout, or .jsonl")] = None,
+    share: Annotated[str | None, typer.Option(help="k/n: score the k-th of n shares of --pictures alone")] = None,
     tasks: Annotated[str, typer.Option(help="tasks or judges, with commas between")] = "ocr,geneval",
     source: Annotated[list[str] | None, typer.Option(help="judge=folder, hub id or address; may be repeated")] = None,
     prompts: Annotated[str | None, typer.Option(help="a prompt set or file instead of the tasks' own")] = None,
@@ -223,14 +224,16 @@ def eval_(
     wanted = parse_tasks(tasks, ("evaluators", "judges"))
     if pictures and (prompts or adapter or limit):
         raise UserError("--pictures bring their own prompts; leave out --prompts, --adapter and --limit")
+    if share and not pictures:
+        raise UserError("--share divides --pictures; give both, or neither")
     _writable(out)
     from .show import print_estimates
-    from .standalone import Subject, evaluate_model, evaluate_pictures
+    from .standalone import Subject, evaluate_model, evaluate_pictures, parse_share
 
     places = parse_sources(source or (), wanted)
     judges = {task: evaluator(task, places.get(task)) for task in wanted}
     if pictures:
-        rows = evaluate_pictures(pictures, judges, out)
+        rows = evaluate_pictures(pictures, judges, out, parse_share(share) if share else None)
     else:
         rows = evaluate_model(Subject(model, adapter, guidance, steps), judges, prompts, limit, out)
     print_estimates(rows, format_)

@@ -51,19 +51,43 @@ def generate(model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[tup
     return model.decode(sample(policy.at(condition), noise, steps))
 
 
-def score_in_parts(
-    items: Sequence[T], size: int, target: Path, score: Callable[[Sequence[T]], list[Sample]], progress: Progress
-) -> list[Sample]:
-    """Rows of items scored `size` at a time; finished parts beside `target` are kept, so a killed run goes on."""
-    rows: list[Sample] = []
+def write_parts(
+    items: Sequence[T],
+    size: int,
+    target: Path,
+    score: Callable[[Sequence[T]], list[Sample]],
+    progress: Progress,
+    share: tuple[int, int] = (0, 1),
+) -> list[Path]:
+    """Score items `size` at a time into parts beside `target`, those that are there already left as they are.
+
+    Args:
+        items: what to score.
+        size: items a part.
+        target: file that the parts are for.
+        score: rows of some items.
+        progress: told how many items are done.
+        share: `(k, n)` for every n-th part from the k-th, so that n processes can share the work.
+
+    Returns:
+        The parts of that share, in order.
+    """
     parts = []
-    for number, first in enumerate(range(0, len(items), size)):
+    for number, first in list(enumerate(range(0, len(items), size)))[share[0] :: share[1]]:
         part = target.with_suffix(f".part{number}")
         if not part.exists():
             write_samples(part, score(items[first : first + size]))
-        rows += read_samples(part)
         parts.append(part)
-        progress(len(rows), len(items))
+        progress(min(first + size, len(items)), len(items))
+    return parts
+
+
+def score_in_parts(
+    items: Sequence[T], size: int, target: Path, score: Callable[[Sequence[T]], list[Sample]], progress: Progress
+) -> list[Sample]:
+    """Rows of all items in `target`; finished parts are kept, so a killed run goes on."""
+    parts = write_parts(items, size, target, score, progress)
+    rows = [row for part in parts for row in read_samples(part)]
     write_samples(target, rows)
     for part in parts:
         part.unlink()

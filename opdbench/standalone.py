@@ -15,7 +15,7 @@ from .console import make_console
 from .core import Evaluator, Meter, Prompt, Sample, Sampler, Score, metric_key
 from .data import SETS, load, read_prompts
 from .errors import UserError
-from .evaluate import BATCH, choose, column_key, evaluate, make_row, prompt_hash, score_in_parts
+from .evaluate import BATCH, choose, column_key, evaluate, make_row, prompt_hash, score_in_parts, write_parts
 from .folder import Picture, open_picture, read_pictures, uneven
 from .gallery import write_gallery
 from .model import Model
@@ -66,8 +66,14 @@ def evaluate_model(
     return rows
 
 
-def evaluate_pictures(place: Path, evaluators: Mapping[str, Evaluator], out: Path) -> list[dict[str, Any]]:
-    """The same for pictures that are there; rows, table and a gallery of failures a task lie in a folder of `out`."""
+def evaluate_pictures(
+    place: Path, evaluators: Mapping[str, Evaluator], out: Path, share: tuple[int, int] | None = None
+) -> list[dict[str, Any]]:
+    """The same for pictures that are there; rows, table and a gallery of failures a task lie in a folder of `out`.
+
+    With a share `(k, n)` only every n-th part is scored, from the k-th, and there are no rows; the call without
+    one, after all shares, finds their parts and finishes.
+    """
     pictures, console = read_pictures(place), make_console()
     if uneven(pictures):
         console.note(uneven(pictures))
@@ -82,10 +88,17 @@ def evaluate_pictures(place: Path, evaluators: Mapping[str, Evaluator], out: Pat
         target = folder / f"{task}-{digest([FORMAT, key])[:8]}.jsonl"
         progress = partial(console.progress, f"score {task}", figures={})
         score = partial(_score_pictures, judge)
+        if share:
+            if not target.exists():
+                write_parts(pictures, BATCH, target, score, progress, share)
+            continue
         samples = read_samples(target) if target.exists() else score_in_parts(pictures, BATCH, target, score, progress)
         write_gallery(target.with_suffix(".html"), key, samples, pictures, judge.range[1])
         console.note(f"failures: {target.with_suffix('.html')}")
         rows += table(task, key, _set_name(prompts), samples)
+    if share:
+        console.note(f"share {share[0]} of {share[1]} is scored; the same command without --share makes the table")
+        return []
     write_json(folder / "table.json", {"pictures": str(place), "rows": rows, "environment": environment()})
     return rows
 
@@ -129,3 +142,11 @@ def _score_pictures(judge: Evaluator, part: Sequence[Picture]) -> list[Sample]:
     scores = judge.score(list(images.values()), [part[k].prompt for k in images])
     found = failures | dict(zip(images, scores, strict=True))
     return [make_row(judge, one.prompt, one.index, found[k]) for k, one in enumerate(part)]
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """`0/4` to the first of four shares."""
+    first, separator, number = text.partition("/")
+    if not separator or not first.isdigit() or not number.isdigit() or int(first) >= int(number):
+        raise UserError(f"bad --share {text!r}; expected k/n with k from 0 to n - 1, for example 0/4")
+    return int(first), int(number)

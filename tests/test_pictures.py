@@ -117,6 +117,18 @@ def test_a_killed_scoring_goes_on_to_the_same_rows(tmp_path):
     assert not list(tmp_path.glob("*.part*"))
 
 
+def test_shares_give_the_rows_of_one_process(words, tmp_path, monkeypatch):
+    monkeypatch.setattr("opdbench.standalone.BATCH", 3)
+    whole = evaluate_pictures(words, {"ocr": OCR()}, tmp_path / "a")
+    for k in (1, 0):
+        assert evaluate_pictures(words, {"ocr": OCR()}, tmp_path / "b", (k, 2)) == []
+        assert len(list((tmp_path / "b").rglob("*.part*"))) == (2 if k else 4)
+    monkeypatch.setattr(OCR, "score", None)  # nothing is left to score
+    assert evaluate_pictures(words, {"ocr": OCR()}, tmp_path / "b") == whole
+    first, second = (next((tmp_path / name).rglob("ocr-*.jsonl")).read_bytes() for name in "ab")
+    assert first == second
+
+
 def test_pictures_are_counted_by_prompt(words):
     pictures = read_pictures(words)
     assert [(p.prompt.id, p.index, p.prompt.images) for p in pictures[:3]] == [
@@ -201,6 +213,8 @@ def test_a_jpeg_in_genevals_layout_is_not_silently_left_out(folder, tmp_path):
 def test_bad_options_are_one_clear_line(folder, tmp_path):
     for args, message in (
         (["--pictures", folder, "--limit", "3"], "bring their own prompts"),
+        (["--share", "0/2"], "give both, or neither"),
+        (["--pictures", folder, "--share", "2/2"], "bad --share"),
         (["--tasks", "pickscor"], "did you mean 'pickscore'"),
         (["--source", "ocr"], "bad --source"),
         (["--tasks", "ocr", "--source", "ocr=x"], "comes with its weights"),
