@@ -111,11 +111,15 @@ def pull(name: str) -> Path:
             f"cannot fetch prompt set {name!r} from {source.url}: {error}; fetch that file where there is a network, "
             f"and give it with --prompts, or put it at {str(path)!r}"
         ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != source.sha256:
-        raise UserError(f"prompt set {name!r} from {source.url} has sha256 {found}; expected {source.sha256}")
+    _check_hash(name, source.url, content)
     write_bytes(path, content)
     return path
+
+
+def _check_hash(name: str, place: str, content: bytes) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != SETS[name].sha256:
+        raise UserError(f"prompt set {name!r} from {place!r} has sha256 {found}; expected {SETS[name].sha256}")
 
 
 def load(name: str, task: str) -> tuple[Prompt, ...]:
@@ -123,6 +127,7 @@ def load(name: str, task: str) -> tuple[Prompt, ...]:
     path = local_path(name)
     if not path.exists():
         raise UserError(f"prompt set {name!r} is not here; run: opdbench data pull {name}, or give --prompts FILE")
+    _check_hash(name, str(path), path.read_bytes())
     return read_prompts(path, task, name, SETS[name].images)
 
 

@@ -61,6 +61,13 @@ def test_a_pulled_set_is_read_and_equal_lines_are_one_prompt(server, monkeypatch
     ]
 
 
+def test_a_file_that_was_changed_later_is_refused(server, monkeypatch):
+    pin(monkeypatch, "good.txt")
+    pull("signs").write_text("other")
+    with pytest.raises(UserError, match="has sha256"):
+        load("signs", "ocr")
+
+
 def test_another_file_is_refused_and_nothing_is_kept(server, monkeypatch):
     pin(monkeypatch, "good.txt", b"other")
     with pytest.raises(UserError, match="has sha256"):
