@@ -10,6 +10,7 @@ scores 0, the picture is unscored here: `value` is None and `error` says why.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,3 +73,21 @@ def score_text(prompt: str, texts: Sequence[str] | None, scores: Sequence[float]
     read = normalise("".join(kept))
     distance = 0 if target in read else min(Levenshtein.distance(read, target), len(target))
     return Reading(1 - distance / len(target))
+
+
+def text_metrics(target: str, texts: Sequence[str]) -> dict[str, float]:
+    """What the reward hides, for the wanted text and the strings that were read.
+
+    Returns:
+        `exact`: nothing but the target was read (case and spaces aside). `cer`: edit distance / length, which
+        exceeds 1 with much else in the picture. `words`: share of the target's words that were read as words.
+        `repeats`: how often the target occurs; the reward of a text drawn ten times is still 1.
+    """
+    wanted, read = normalise(target), normalise("".join(texts))
+    words, found = Counter(target.lower().split()), Counter(" ".join(texts).lower().split())
+    return {
+        "exact": float(read == wanted),
+        "cer": Levenshtein.distance(read, wanted) / len(wanted),
+        "words": (words & found).total() / words.total(),
+        "repeats": float(read.count(wanted)),
+    }

@@ -194,6 +194,7 @@ def list_(format_: FormatOption = "table") -> None:
         "recipes": sorted(registry.recipes()),
         "methods": registry.names("methods"),
         "tasks": registry.names("evaluators"),
+        "judges": registry.names("judges"),
     }
     if format_ == "json":
         print_json(found)
@@ -206,37 +207,72 @@ def list_(format_: FormatOption = "table") -> None:
 def eval_(
     model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
     adapter: Annotated[Path | None, typer.Option(help="a LoRA adapter written by opdbench")] = None,
-    tasks: Annotated[str, typer.Option(help="tasks to score, with commas between")] = "ocr,geneval",
+    pictures: Annotated[Path | None, typer.Option(help="score these instead: GenEval's layout, or .jsonl")] = None,
+    share: Annotated[str | None, typer.Option(help="k/n: score the k-th of n shares of --pictures alone")] = None,
+    tasks: Annotated[str, typer.Option(help="tasks or judges, with commas between")] = "ocr,geneval",
+    source: Annotated[list[str] | None, typer.Option(help="judge=folder, hub id or address; may be repeated")] = None,
+    prompts: Annotated[str | None, typer.Option(help="a prompt set or file instead of the tasks' own")] = None,
     guidance: Annotated[float, typer.Option(min=0, help="guidance scale")] = 3.5,
     steps: Annotated[int, typer.Option(min=1, help="denoising steps")] = 10,
     limit: Annotated[int | None, typer.Option(min=1, help="at most so many test prompts a task")] = None,
     out: OutOption = Path("runs"),
     format_: FormatOption = "table",
 ) -> None:
-    """Score a model, with or without an adapter."""
-    from .registry import parse_tasks
+    """Score a model, with or without an adapter, or pictures; exit code 1 if any could not be scored."""
+    from .registry import evaluator, parse_sources, parse_tasks
 
-    wanted = parse_tasks(tasks)
+    wanted = parse_tasks(tasks, ("evaluators", "judges"))
+    if pictures and (prompts or adapter or limit):
+        raise UserError("--pictures bring their own prompts; leave out --prompts, --adapter and --limit")
+    if share and not pictures:
+        raise UserError("--share divides --pictures; give both, or neither")
     _writable(out)
-    from .show import print_json
-    from .standalone import evaluate_model
+    from .show import print_estimates
+    from .standalone import Subject, evaluate_model, evaluate_pictures, parse_share
 
-    rows = evaluate_model(model, adapter, wanted, guidance, steps, limit, out)
-    if format_ == "json":
-        print_json(rows)
+    places = parse_sources(source or (), wanted)
+    judges = {task: evaluator(task, places.get(task)) for task in wanted}
+    if pictures:
+        rows = evaluate_pictures(pictures, judges, out, parse_share(share) if share else None)
     else:
-        for row in rows:
-            value = "-" if row["value"] is None else f"{row['value']:.3f} ± {row['se']:.3f}"
-            print(f"{row['task']:12} {row['group'] or 'all':16} {value}  n {row['n']}, {row['unscored']} unscored")
+        rows = evaluate_model(Subject(model, adapter, guidance, steps), judges, prompts, limit, out)
+    print_estimates(rows, format_)
+    if any(row["unscored"] for row in rows if not row["metric"]):
+        raise typer.Exit(1)
 
 
 @app.command()
-def doctor(format_: FormatOption = "table") -> None:
+def data(
+    action: Annotated[Literal["pull", "list"], typer.Argument(help="fetch sets, or say which are here")],
+    names: Annotated[list[str] | None, typer.Argument(help="prompt sets")] = None,
+) -> None:
+    """Prompt sets of real benchmarks, pinned by revision and sha256."""
+    from . import data as sets
+
+    if action == "list":
+        for name, one in sets.SETS.items():
+            state = "here" if sets.local_path(name).exists() else "to pull"
+            print(f"{name:10} {state:8} {one.repository}@{one.revision[:7]} {one.path}  licence: {one.licence}")
+        return
+    if not names:
+        raise UserError(f"no prompt set named; expected some of {', '.join(sets.SETS)}")
+    for name in names:
+        print(sets.pull(name))
+
+
+@app.command()
+def doctor(
+    judges: Annotated[str, typer.Option(help="judges to try as well, with commas between")] = "",
+    source: Annotated[list[str] | None, typer.Option(help="judge=folder, hub id or address; may be repeated")] = None,
+    format_: FormatOption = "table",
+) -> None:
     """Check that the model loads and that each evaluator knows pictures with known answers."""
     from .doctor import examine
+    from .registry import parse_sources, parse_tasks
     from .show import print_json
 
-    checks = examine()
+    wanted = parse_tasks(judges, ("judges",)) if judges else ()
+    checks = examine(wanted, parse_sources(source or (), wanted))
     if format_ == "json":
         print_json(checks)
     else:

@@ -73,12 +73,14 @@ class Score:
         reward: what RL maximises; the metric itself unless the evaluator has a denser form.
         reason: why the picture is wrong, or unscored.
         details: evidence that can be written as JSON (boxes, recognised text).
+        metrics: further numbers of the same picture by name, each with an estimate of its own.
     """
 
     value: float | None
     reward: float | None
     reason: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Sample:
         index: which picture of that prompt.
         task: evaluator that scored it.
         group: stratum whose means are averaged without weights (GenEval's tag), or "".
+        metrics, details: the score's further numbers, and its evidence.
     """
 
     prompt: str
@@ -99,6 +102,8 @@ class Sample:
     value: float | None
     reward: float | None
     reason: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ class Evaluator(Protocol):
 
 
 def metric_key(evaluator: Evaluator) -> str:
-    """Name, version and backend: `ocr@1[ppocr-v6-onnx]`."""
+    """Name, version and backend: `geneval@1[shapes]`."""
     return f"{evaluator.name}@{evaluator.version}[{evaluator.backend}]"
 
 

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
 from .config import digest
-from .core import Evaluator, Meter, Prompt, Sample, Sampler, metric_key
+from .core import Evaluator, Meter, Prompt, Sample, Sampler, Score, metric_key
 from .flow import transitions
 from .model import Model, Policy
 from .record import read_samples, write_samples
@@ -20,6 +21,7 @@ from .walk import Noise, sample
 BATCH = 64
 PARTS = 4
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 def choose(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
@@ -49,6 +51,56 @@ def generate(model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[tup
     return model.decode(sample(policy.at(condition), noise, steps))
 
 
+def write_parts(
+    items: Sequence[T],
+    size: int,
+    target: Path,
+    score: Callable[[Sequence[T]], list[Sample]],
+    progress: Progress,
+    share: tuple[int, int] = (0, 1),
+) -> list[Path]:
+    """Score items `size` at a time into parts beside `target`, those that are there already left as they are.
+
+    Args:
+        items: what to score.
+        size: items a part.
+        target: file that the parts are for.
+        score: rows of some items.
+        progress: told how many items are done.
+        share: `(k, n)` for every n-th part from the k-th, so that n processes can share the work.
+
+    Returns:
+        The parts of that share, in order.
+    """
+    parts = []
+    for number, first in list(enumerate(range(0, len(items), size)))[share[0] :: share[1]]:
+        part = target.with_suffix(f".part{number}")
+        if not part.exists():
+            write_samples(part, score(items[first : first + size]))
+        parts.append(part)
+        progress(min(first + size, len(items)), len(items))
+    return parts
+
+
+def score_in_parts(
+    items: Sequence[T], size: int, target: Path, score: Callable[[Sequence[T]], list[Sample]], progress: Progress
+) -> list[Sample]:
+    """Rows of all items in `target`; finished parts are kept, so a killed run goes on."""
+    parts = write_parts(items, size, target, score, progress)
+    rows = [row for part in parts for row in read_samples(part)]
+    write_samples(target, rows)
+    for part in parts:
+        part.unlink()
+    return rows
+
+
+def make_row(evaluator: Evaluator, prompt: Prompt, index: int, score: Score) -> Sample:
+    """A score as a row."""
+    group = evaluator.group(prompt)
+    one = (prompt.id, index, evaluator.name, group, score.value, score.reward, score.reason)
+    return Sample(*one, score.metrics, score.details)
+
+
 def evaluate(
     model: Model,
     policy: Policy,
@@ -59,24 +111,16 @@ def evaluate(
     meter: Meter,
     progress: Progress,
 ) -> list[Sample]:
-    """Score a policy on one task; finished parts beside `target` are kept, so a killed run goes on."""
+    """Score a policy on one task."""
     for prompt in prompts:
         evaluator.check(prompt)
     pairs = [(p, k) for p in prompts for k in range(p.images)]
-    part_size = BATCH * max(1, -(-len(pairs) // (BATCH * PARTS)))
-    rows: list[Sample] = []
-    parts = []
-    for number, first in enumerate(range(0, len(pairs), part_size)):
-        part = target.with_suffix(f".part{number}")
-        if not part.exists():
-            write_samples(part, _score(model, policy, sampler, evaluator, pairs[first : first + part_size], meter))
-        rows += read_samples(part)
-        parts.append(part)
-        progress(len(rows), len(pairs))
-    write_samples(target, rows)
-    for part in parts:
-        part.unlink()
-    return rows
+    size = BATCH * max(1, -(-len(pairs) // (BATCH * PARTS)))
+
+    def score(part: Sequence[tuple[Prompt, int]]) -> list[Sample]:
+        return _score(model, policy, sampler, evaluator, part, meter)
+
+    return score_in_parts(pairs, size, target, score, progress)
 
 
 def _score(
@@ -87,15 +131,13 @@ def _score(
     pairs: Sequence[tuple[Prompt, int]],
     meter: Meter,
 ) -> list[Sample]:
-    rows = []
+    rows: list[Sample] = []
     for first in range(0, len(pairs), BATCH):
         start = time.perf_counter()
         chunk = pairs[first : first + BATCH]
         images = generate(model, policy, sampler, chunk)
         scores = evaluator.score(images, [prompt for prompt, _ in chunk])
-        for (prompt, index), score in zip(chunk, scores, strict=True):
-            group = evaluator.group(prompt)
-            rows.append(Sample(prompt.id, index, evaluator.name, group, score.value, score.reward, score.reason))
+        rows += [make_row(evaluator, prompt, k, score) for (prompt, k), score in zip(chunk, scores, strict=True)]
         meter.count("evaluation", len(chunk) * sampler.steps, policy.passes)
         meter.images += len(chunk)
         meter.seconds += time.perf_counter() - start

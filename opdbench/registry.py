@@ -1,7 +1,12 @@
-"""Methods and evaluators by name, found through entry points, and recipes by file."""
+"""Methods, evaluators and judges by name, found through entry points, and recipes by file.
+
+Evaluators are the suite that every run is scored on; judges need weights or a server of their own, and are
+asked for by name in `opdbench eval`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
@@ -24,10 +29,15 @@ def load(group: str, name: str) -> Any:
     raise unknown(group.removesuffix("s"), name, names(group))
 
 
-def evaluator(name: str) -> Evaluator:
-    """A new evaluator."""
+def evaluator(name: str, source: str | None = None) -> Evaluator:
+    """A new evaluator of the suite, or a judge that reads its weights from `source` (its usual place if None)."""
+    judges = names("judges")
+    if name in judges:
+        return load("judges", name)(source)
     if name not in names("evaluators"):
-        raise unknown("task", name, names("evaluators"))
+        raise unknown("task", name, [*names("evaluators"), *judges])
+    if source is not None:
+        raise UserError(f"task {name!r} comes with its weights; a source can be given to: {', '.join(judges)}")
     return load("evaluators", name)()
 
 
@@ -45,14 +55,27 @@ def recipe(method: str) -> Path:
     return found[method]
 
 
-def parse_tasks(text: str) -> tuple[str, ...]:
-    """`ocr,geneval` to names, each known and none twice."""
+def parse_tasks(text: str, groups: Sequence[str] = ("evaluators",)) -> tuple[str, ...]:
+    """`ocr,geneval` to names, each known to one of the groups and none twice."""
+    known = [name for group in groups for name in names(group)]
     tasks = tuple(part.strip() for part in text.split(",") if part.strip())
     if not tasks:
-        raise UserError(f"no task in {text!r}; expected some of {', '.join(names('evaluators'))}")
+        raise UserError(f"no task in {text!r}; expected some of {', '.join(known)}")
     for task in tasks:
-        if task not in names("evaluators"):
-            raise unknown("task", task, names("evaluators"))
+        if task not in known:
+            raise unknown("task", task, known)
     if len(set(tasks)) < len(tasks):
         raise UserError(f"a task is named twice in {text!r}")
     return tasks
+
+
+def parse_sources(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
+    """`judge=place` to places by judge, each one of `tasks`."""
+    places = {}
+    for text in texts:
+        task, separator, place = text.partition("=")
+        if not separator or task not in tasks:
+            known = ", ".join(tasks) or "none is named"
+            raise UserError(f"bad --source {text!r}; expected judge=place with one of the tasks: {known}")
+        places[task] = place
+    return places

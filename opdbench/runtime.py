@@ -17,15 +17,20 @@ from typing import Any
 from .errors import UserError
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically; `UserError` if the place is not writable."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose a writable --out") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: object) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console as Rich
 from rich.table import Table
@@ -52,6 +53,17 @@ def print_comparison(runs: Sequence[Run], against: str | None, format_: str) -> 
         print_blocks(shown)
     else:
         sys.stdout.write(RENDERERS[format_](shown))
+
+
+def print_estimates(rows: Sequence[Mapping[str, Any]], format_: str) -> None:
+    """What `opdbench eval` found."""
+    if format_ == "json":
+        print_json(rows)
+        return
+    for row in rows:
+        value = "-" if row["value"] is None else f"{row['value']:.3f} ± {row['se']:.3f}"
+        name = row["metric"] or row["group"] or "all"
+        print(f"{row['task']:20} {name:16} {value}  n {row['n']}, {row['unscored']} unscored")
 
 
 def print_findings(findings: Sequence[Finding], format_: str) -> None:

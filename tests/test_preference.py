@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from random import Random
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPProcessor
 
 from opdbench.core import Prompt, metric_key
 from opdbench.errors import UserError
@@ -72,7 +74,8 @@ def test_score_ignores_order_and_company(preference):
 def test_score_is_scaled_cosine(preference):
     prompts, rng = preference_prompts("test")[:6], Random(4)
     images = [picture(p.spec, rng) for p in prompts]
-    model, processor = preference._loaded
+    model = preference.judge.model
+    processor = CLIPProcessor.from_pretrained(str(files("opdbench.tiny.preference_model")))
     inputs = processor(text=[p.text for p in prompts], images=images, padding=True, return_tensors="pt")
     with torch.no_grad():
         output = model(**inputs)
@@ -88,7 +91,7 @@ def test_truncation_is_told(preference):
     long = Prompt("b", short.text + " and a green ring and a black cross", "preference")
     assert [s.details["truncated"] for s in preference.score([image] * 2, [short, long])] == [False, True]
     every = preference_prompts("test")
-    assert not any(preference._truncated([p.text for p in every]))
+    assert not any(preference.judge.truncated([p.text for p in every]))
 
 
 def test_reward_is_value_and_no_score_without_pairs(preference):
@@ -138,7 +141,7 @@ def _content(spec) -> list:
 def test_captions_fit_the_context(preference):
     rng = Random(8)
     texts = [text for _ in range(10) for text in draw_batch(24, rng).texts]
-    assert not any(preference._truncated(texts))
+    assert not any(preference.judge.truncated(texts))
 
 
 def test_batch_marks_what_fits():

@@ -1,0 +1,81 @@
+"""The doctor: real engines pass on the bundled pictures, blind and broken ones do not."""
+
+from __future__ import annotations
+
+import sys
+import types
+from importlib.resources import files
+
+import pytest
+from PIL import Image
+
+from opdbench import doctor
+from opdbench.core import Score
+from opdbench.evaluators.ocr import OCR
+
+
+class Constant(OCR):
+    """Gives every picture the same value."""
+
+    def __init__(self, value):
+        super().__init__()
+        self._value = value
+
+    def score(self, images, prompts):
+        return [Score(self._value, self._value) for _ in images]
+
+
+def test_the_real_ocr_engine_reads_the_sign():
+    found = doctor.compare_references(OCR())
+    assert found["ok"], found
+    assert "sign.png 1 (noise 0)" in found["what"]
+
+
+@pytest.mark.parametrize("value", [None, 0.0, 1.0])
+def test_a_blind_judge_fails(value):
+    assert not doctor.compare_references(Constant(value))["ok"]
+
+
+CASES = [(2, 1, 0, True), (1, 2, 0, False), (2, 1, 2, False), (1, 1, 0, True)]
+
+
+@pytest.mark.parametrize(("own", "other", "noise", "ok"), CASES)
+def test_photos_are_compared_with_noise_and_with_one_another(own, other, noise, ok):
+    folder = files("opdbench.evaluators.reference")
+    known = {Image.open(folder / name).convert("RGB").tobytes(): name for name in ("cat.jpg", "coffee.jpg", "sign.png")}
+
+    class Judge:
+        name = "judge"
+
+        def check(self, prompt):
+            pass
+
+        def score(self, images, prompts):
+            shown = [known.get(image.tobytes()) for image in images]
+            values = [own if s == p.id else noise if s is None else other for s, p in zip(shown, prompts, strict=True)]
+            return [Score(float(v), None) for v in values]
+
+    assert doctor.compare_references(Judge())["ok"] is ok
+
+
+def test_absent_weights_are_told():
+    found = doctor.check_judge("geneval-mask2former", "/nowhere")
+    assert not found["ok"]
+    assert "cannot load the GenEval detector" in found["what"]
+    assert not doctor.check_judge("unifiedreward", None)["ok"]
+
+
+def test_a_torchvision_of_another_torch_is_recognised(monkeypatch):
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "torchvision":
+                raise RuntimeError("operator torchvision::nms does not exist")
+            return None
+
+    monkeypatch.setattr(doctor, "find_spec", lambda name: types.SimpleNamespace())
+    monkeypatch.setattr(doctor, "version", lambda name: "0.1")
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    (row,) = doctor.examine()
+    assert not row["ok"]
+    assert "uninstall it, or install both" in row["what"]
