@@ -79,7 +79,7 @@ CASES = [
     ("mix-grpo", {"inner": 1, "width": 2}, SDE, 0.0, 0.0194742),
     ("mix-grpo", {"inner": 1, "width": 2, "random": True}, CPS, 0.0, 0.0239062),
     ("dance-grpo", {"inner": 1}, DANCE, 0.0, 0.132393),
-    ("nft", {}, ODE, 1.86046, 0.177404),
+    ("nft", {}, ODE, 1.57954, 0.169668),
 ]
 
 
