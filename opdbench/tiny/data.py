@@ -76,14 +76,14 @@ class Captions:
 
 
 def _swap_letters(text: str, rng: Random, mixing: float) -> str:
-    partner = dict(_LETTER_PAIRS) | {b: a for a, b in _LETTER_PAIRS}
+    partner = {pair[k]: pair[1 - k] for pair in _LETTER_PAIRS for k in (0, 1)}
     before, word, after = text.split('"')
     swapped = "".join(partner[c] if rng.random() < mixing * _LETTER_CHANCE else c for c in word)
     return f'{before}"{swapped}"{after}'
 
 
 def _swap_words(text: str, rng: Random, mixing: float) -> str:
-    partner = {}
+    partner: dict[str, tuple[str, float]] = {}
     for chance, pairs in _SWAPS.items():
         for a, b in [*pairs, *((PLURALS[a], PLURALS[b]) for a, b in pairs if a in PLURALS)]:
             partner |= {a: (b, chance), b: (a, chance)}
