@@ -92,12 +92,20 @@ class RunConfig:
     limit: int | None = None
 
 
+def _default(spec: dataclasses.Field[Any]) -> object:
+    return spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+
+
 def digest(value: object) -> str:
-    """Sixteen hex digits of the canonical JSON of `value` (dataclasses included)."""
+    """Sixteen hex digits of the canonical JSON of `value`, dataclasses without fields at their default.
+
+    So a new field whose default is what was done before changes no digest.
+    """
 
     def plain(item: object) -> object:
         if dataclasses.is_dataclass(item) and not isinstance(item, type):
-            return {f.name: getattr(item, f.name) for f in dataclasses.fields(item)}
+            fields = dataclasses.fields(item)
+            return {f.name: getattr(item, f.name) for f in fields if getattr(item, f.name) != _default(f)}
         if isinstance(item, Mapping):
             return dict(item)
         raise TypeError(f"cannot digest {type(item).__name__}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from opdbench.config import digest, load_recipe
+from opdbench.config import Stage, digest, load_recipe
 from opdbench.errors import UserError
 from opdbench.registry import parse_tasks, recipe, recipes
 
@@ -95,3 +97,14 @@ def test_broken_recipe_files(tmp_path):
             load_recipe(path, ("ocr",))
     with pytest.raises(UserError, match="cannot read recipe"):
         load_recipe(tmp_path / "absent.toml", ("ocr",))
+
+
+def test_defaults_are_part_of_what_a_digest_means():
+    # Digests leave defaults out: whoever changes one of these raises runner.FORMAT.
+    assert digest(Stage("a", "opd")) == digest(dataclasses.replace(Stage("a", "opd"), updates=100))
+    assert digest(Stage("a", "opd")) != digest(Stage("a", "opd", updates=101))
+    plain = {k: v for k, v in dataclasses.asdict(Stage("", "")).items() if isinstance(v, (bool, int, float)) and v}
+    assert plain == {
+        **{"updates": 100, "prompts": 8, "images": 1, "lr": 3e-4, "weight_decay": 1e-4, "clip": 1.0, "ema": 0.9},
+        **{"rank": 32, "alpha": 64},
+    }
