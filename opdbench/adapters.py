@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""The eight attention projections of an SD3 block that the paper adapts."""
+ATTENTION = tuple(
+    f"attn.{name}"
+    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+)
+"""The eight projections of an SD3 block's joint attention that the paper adapts; not those of SD3.5's second one."""
 
 PREFIX = "transformer."
 
@@ -68,20 +71,21 @@ class Adapter:
     @staticmethod
     def load(path: Path) -> Adapter:
         """Read an adapter written by `save`."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                settings = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "null"))
-                tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read the adapter {path}: {error}; delete it and run again") from error
+        tensors, settings = read_file(path)
         if settings is None:
             raise UserError(f"adapter {path} has no lora_adapter_metadata; expected one written by opdbench")
-        lora = Lora(
-            settings[f"{PREFIX}r"],
-            settings[f"{PREFIX}lora_alpha"],
-            tuple(settings[f"{PREFIX}target_modules"]),
-        )
-        return Adapter(tensors, lora)
+        return Adapter(tensors, Lora(settings["r"], settings["lora_alpha"], tuple(settings["target_modules"])))
+
+
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors of an adapter file by plain name, and the settings in its metadata if there are any."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            settings = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "null"))
+            tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"cannot read the adapter {str(path)!r}: {error}; remove it and try again") from error
+    return tensors, settings and {k.removeprefix(PREFIX): v for k, v in settings.items()}
 
 
 def mean(parts: Sequence[Adapter]) -> Adapter:

@@ -1,0 +1,112 @@
+"""Adapters of other people: both layouts load to the same function, and what is incomplete is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from opdbench import adapters, released
+from opdbench.adapters import ATTENTION, Adapter, Lora
+from opdbench.errors import UserError
+
+LORA = Lora(4, 8, ATTENTION)
+
+
+@pytest.fixture(scope="module")
+def adapter(model):
+    names = adapters.read(model.student(LORA, 1.0, 0).network)
+    generator = torch.Generator().manual_seed(0)
+    return Adapter({k: 0.1 * torch.randn(t.shape, generator=generator) for k, t in names.items()}, LORA)
+
+
+@pytest.fixture
+def peft_folder(adapter, tmp_path):
+    folder = tmp_path / "OCRTeacher" / "lora"
+    folder.mkdir(parents=True)
+    tensors = {released.PEFT_PREFIX + k: t for k, t in adapter.tensors.items()}
+    save_file(tensors, folder / released.WEIGHTS)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": list(ATTENTION), "use_dora": False, "rank_pattern": {}}
+    (folder / released.CONFIG).write_text(json.dumps(settings))
+    return folder
+
+
+def rewrite(folder, change):
+    """The adapter in `folder` with its tensors changed."""
+    tensors, _ = adapters.read_file(folder / released.WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / released.WEIGHTS)
+
+
+def test_peft_itself_writes_what_is_read(model, adapter, tmp_path):
+    from peft import PeftModel, get_peft_model
+
+    network = get_peft_model(model.frozen(None, 1.0).network.__class__.from_config(model.base.config), LORA.config())
+    assert isinstance(network, PeftModel)
+    adapters.set_peft_model_state_dict(network, {released.PEFT_PREFIX + k: t for k, t in adapter.tensors.items()})
+    network.save_pretrained(tmp_path)
+    found = released.fetch(str(tmp_path))
+    assert found.lora == Lora(4, 8, tuple(sorted(ATTENTION)))
+    assert all(torch.equal(found.tensors[k], t) for k, t in adapter.tensors.items())
+
+
+def test_peft_layout(model, adapter, peft_folder):
+    found = released.fetch(str(peft_folder))
+    released.check(found, model.base, "x")
+    assert {k: t.tolist() for k, t in found.tensors.items()} == {k: t.tolist() for k, t in adapter.tensors.items()}
+    assert (found.lora.rank, found.lora.alpha) == (4, 8)
+
+
+def test_diffusers_layout_with_and_without_settings(model, adapter, tmp_path):
+    adapter.save(tmp_path / released.DIFFUSERS_WEIGHTS)
+    found = released.fetch(str(tmp_path))
+    released.check(found, model.base, "x")
+    assert found.lora.alpha == 8
+    bare = tmp_path / "bare.safetensors"
+    save_file({f"transformer.{k}": t for k, t in adapter.tensors.items()}, bare)
+    found = released.fetch(str(bare))
+    released.check(found, model.base, "x")
+    # As diffusers reads a file without settings.
+    assert found.lora == Lora(4, 4, ATTENTION)
+
+
+@pytest.mark.parametrize("gone", ["transformer_blocks.2.attn.to_k.lora_A.weight", "transformer_blocks.0.attn.to_q."])
+def test_a_missing_tensor_is_an_error_not_a_zero(model, peft_folder, gone):
+    def drop(tensors):
+        for name in [n for n in tensors if gone in n]:
+            del tensors[name]
+
+    rewrite(peft_folder, drop)
+    with pytest.raises(UserError, match="lacks"):
+        released.check(released.fetch(str(peft_folder)), model.base, "x")
+
+
+def test_what_does_not_fit_is_refused(model, peft_folder, tmp_path):
+    name = f"{released.PEFT_PREFIX}transformer_blocks.0.attn.to_q.lora_A.weight"
+    rewrite(peft_folder, lambda t: t.update({name: torch.zeros(4, 3)}))
+    with pytest.raises(UserError, match=r"to_q.lora_A.weight is \(4, 3\); expected \(4, 128\)"):
+        released.check(released.fetch(str(peft_folder)), model.base, "x")
+    rewrite(peft_folder, lambda t: t.update({name: torch.zeros(5, 128)}))
+    with pytest.raises(UserError, match=r"ranks \[4, 5\]"):
+        released.fetch(str(peft_folder))
+    rewrite(peft_folder, lambda t: t.update({"norm.weight": torch.zeros(3)}))
+    with pytest.raises(UserError, match="LoRA matrices alone"):
+        released.fetch(str(peft_folder))
+    (peft_folder / released.CONFIG).write_text('{"use_dora": true}')
+    with pytest.raises(UserError, match="use_dora"):
+        released.fetch(str(peft_folder))
+    (peft_folder / released.CONFIG).unlink()
+    with pytest.raises(UserError, match="needs it"):
+        released.fetch(str(peft_folder))
+    with pytest.raises(UserError, match=r"expected adapter_model\.safetensors"):
+        released.fetch(str(tmp_path))
+    with pytest.raises(UserError, match="owner/name"):
+        released.fetch("nothing")
+
+
+def test_offline_the_hub_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="cannot fetch the adapter 'nobody/nothing/OCRTeacher/lora'"):
+        released.fetch("nobody/nothing/OCRTeacher/lora")
