@@ -105,7 +105,7 @@ class Trainer:
         """Train to the end; `report` gets one line of figures an update. Returns the averaged adapter."""
         last = time.perf_counter()
         for update in range(self.state.update, self.stage.updates):
-            line = self._update(update)
+            line = self.update(update)
             now = time.perf_counter()
             meter = self.state.meter
             meter.seconds, last = meter.seconds + now - last, now
@@ -118,7 +118,8 @@ class Trainer:
                 self._save()
         return Adapter(self.state.average, self.lora)
 
-    def _batch(self, update: int) -> Batch:
+    def batch(self, update: int) -> Batch:
+        """The prompts and noise of an update, the same whenever it is asked for."""
         each, images = self.stage.prompts // len(self.stage.tasks), self.stage.images
         prompts = [
             prompt
@@ -131,8 +132,9 @@ class Trainer:
         noise = Noise(keys, self.model.latent_shape, self.model.device)
         return Batch(prompts, keys, images, condition, noise, update)
 
-    def _update(self, update: int) -> dict[str, Any]:
-        batch = self._batch(update)
+    def update(self, update: int) -> dict[str, Any]:
+        """One optimizer step; returns its figures."""
+        batch = self.batch(update)
         total = torch.zeros((), device=self.model.device)
         for loss in self.method.losses(batch, self.actors):
             loss.backward()

@@ -7,13 +7,14 @@ import torch
 
 from opdbench import adapters
 from opdbench.adapters import Adapter, Lora
+from opdbench.bench import two_pass
 from opdbench.core import Meter, Sampler
 from opdbench.errors import UserError
-from opdbench.flow import kl_weight, transitions
+from opdbench.flow import transitions
 from opdbench.methods import Actors, Batch
 from opdbench.opd import OPD
 from opdbench.tiny.prompts import geneval_prompts, ocr_prompts
-from opdbench.walk import Noise, sample, walk
+from opdbench.walk import Noise, sample
 
 LORA = Lora(4, 8)
 
@@ -62,24 +63,9 @@ def gradients(actors):
     return found
 
 
-def two_pass(actors, batch, weighting):
-    """Roll out without gradient, replay the teachers, replay the student: the official structure."""
-    steps = actors.steps
-    student = actors.student.at(batch.condition)
-    states = [(s.transition, s.x) for s in walk(student, batch.noise, steps)]
-    rows = batch.rows_by_task()
-    targets = []
-    for step, x in states:
-        means = torch.empty_like(x)
-        for task, picked in rows.items():
-            v = actors.teachers[task].velocity(x[picked], step.t, batch.condition[picked])
-            means[picked] = step.mean(x[picked], v)
-        targets.append(means)
+def backward(losses):
     total = 0.0
-    for (step, x), mean in zip(states, targets, strict=True):
-        mine = step.mean(x, student(x, step.t))
-        weight = kl_weight(actors.sampler, step, weighting) / step.c_v**2
-        loss = weight * (mine - mean).square().mean() / len(steps)
+    for loss in losses:
         loss.backward()
         total += loss.item()
     return total
@@ -96,13 +82,9 @@ def two_pass(actors, batch, weighting):
 )
 def test_fused_gradient_equals_two_pass(setting, sampler, weighting, guidance):
     actors, batch = setting(sampler, guidance)
-    total = 0.0
-    for loss in OPD(weighting).losses(batch(), actors):
-        loss.backward()
-        total += loss.item()
+    total = backward(OPD(weighting).losses(batch(), actors))
     fused = gradients(actors)
-    expected = two_pass(actors, batch(), weighting)
-    assert total == pytest.approx(expected, rel=1e-4)
+    assert total == pytest.approx(backward(two_pass(batch(), actors, OPD(weighting))), rel=1e-4)
     reference = gradients(actors)
     norm = torch.cat([g.flatten() for g in reference.values()]).norm()
     gap = torch.cat([(fused[k] - reference[k]).flatten() for k in reference]).norm()
