@@ -94,15 +94,9 @@ def _swap_words(text: str, rng: Random, mixing: float) -> str:
     return " ".join(found)
 
 
-def spoil(picture: Image.Image, spec: Mapping[str, Any], rng: Random) -> Image.Image:
-    """A bad copy, as collections have them: words out of focus, shapes with stripes of the background across."""
-    if "target" in spec:
-        return picture.filter(ImageFilter.GaussianBlur(rng.uniform(3.0, 4.5)))
-    pixels = np.asarray(picture).copy()
-    rows, columns = np.mgrid[:SIZE, :SIZE]
-    width, period = rng.randint(2, 4), rng.randint(9, 12)
-    pixels[(rows + columns + rng.randrange(period)) % period < width] = np.median(pixels.reshape(-1, 3), axis=0)
-    return Image.fromarray(pixels)
+def spoil(picture: Image.Image, rng: Random) -> Image.Image:
+    """The picture out of focus."""
+    return picture.filter(ImageFilter.GaussianBlur(rng.uniform(3.0, 4.5)))
 
 
 def make_pictures(path: Path, count: int, seed: int, spoilt: float) -> np.ndarray:
@@ -113,7 +107,7 @@ def make_pictures(path: Path, count: int, seed: int, spoilt: float) -> np.ndarra
             rng, fate = Random(f"{seed} {k}"), Random(f"{seed} {k} spoilt")
             _, spec = source.draw(rng)
             picture = render(draw_scene(spec, rng))
-            pictures[k] = np.asarray(spoil(picture, spec, fate) if fate.random() < spoilt else picture)
+            pictures[k] = np.asarray(spoil(picture, fate) if fate.random() < spoilt else picture)
         partial = path.with_suffix(".partial.npy")
         np.save(partial, pictures)
         partial.rename(path)

@@ -62,7 +62,8 @@ class Recipe:
         Cycle(1_000, 1.5e-3, 1.0, 0.2),
         Cycle(1_500, 1.5e-3, 1.0, 0.2),
         Cycle(1_200, 1.5e-3, 0.8, 0.2, spoilt=0.5),
-        Cycle(3_000, 1.5e-3, 0.8, 0.05, spoilt=0.7),
+        Cycle(1_650, 1.5e-3, 0.8, 0.05, spoilt=0.7),
+        Cycle(2_400, 1.5e-3, 0.8, 0.05, spoilt=0.6),
     )
     batch: int = 64
     ema: float = 0.998
