@@ -98,7 +98,7 @@ def mean(parts: Sequence[Adapter]) -> Adapter:
 
 
 def _plain(value: object) -> bool:
-    return isinstance(value, (bool, int, float, str))
+    return isinstance(value, (bool, int, float, str)) or value == {}
 
 
 def attach(network: Any, lora: Lora, seed: int) -> None:
