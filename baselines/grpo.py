@@ -43,7 +43,7 @@ class GRPO(Method):
         """One loss a step and share of the pictures."""
         rollout = actors.rollout(batch)
         steps = trained_steps(rollout.path)
-        advantage = advantages(rollout.rewards, batch.images, self.global_std)
+        advantage = advantages(rollout.rewards, batch.images, self.global_std, actors.gather)
         for visit in replay(steps, advantage, self.inner, batch, actors):
             loss = self.surrogate(visit)
             if self.kl:

@@ -59,6 +59,6 @@ class MixGRPO(Method):
         mixed = [step if step.index in window else euler(step) for step in actors.steps]
         rollout = actors.rollout(batch, mixed)
         steps = trained_steps(rollout.path)
-        advantage = advantages(rollout.rewards, batch.images, self.global_std)
+        advantage = advantages(rollout.rewards, batch.images, self.global_std, actors.gather)
         for visit in replay(steps, advantage, self.inner, batch, actors):
             yield clipped(visit.log_ratio().exp(), visit.advantage, self.clip) / len(steps)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from opdbench.baselines.policy_gradient import advantages
-from opdbench.methods import Actors, Batch, Method
+from opdbench.methods import Actors, Batch, Gather, Method, alone
 from opdbench.walk import Noise
 
 
@@ -55,7 +55,7 @@ class NFT(Method):
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """One loss a noise level."""
         rollout = actors.rollout(batch)
-        r = optimality(rollout.rewards, batch.images, self.sharpness)
+        r = optimality(rollout.rewards, batch.images, self.sharpness, actors.gather)
         x0 = rollout.latents
         fresh = Noise([f"{key.rpartition('/')[0]}/nft" for key in batch.keys], tuple(x0.shape[1:]), x0.device)
         levels = actors.steps[1 : 1 + self.times] or actors.steps[:1]
@@ -92,6 +92,6 @@ def branch_error(predicted: Tensor, x0: Tensor) -> Tensor:
     return error.square().mean(1) / scale
 
 
-def optimality(rewards: Tensor, images: int, sharpness: float) -> Tensor:
+def optimality(rewards: Tensor, images: int, sharpness: float, gather: Gather = alone) -> Tensor:
     """R in [0, 1], clip(A s + 1/2) of the advantages over the batch's spread; NaN stays NaN."""
-    return (advantages(rewards, images) * sharpness + 0.5).clamp(0, 1)
+    return (advantages(rewards, images, gather=gather) * sharpness + 0.5).clamp(0, 1)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from opdbench.errors import UserError
 from opdbench.flow import with_density
-from opdbench.methods import Actors, Batch
+from opdbench.methods import Actors, Batch, Gather, alone
 from opdbench.model import Condition
 from opdbench.walk import Step
 
@@ -29,17 +29,18 @@ ADVANTAGE_LIMIT = 5.0
 """Clamp of the advantages in flow_grpo and DanceGRPO."""
 
 
-def advantages(rewards: Tensor, images: int, global_std: bool = True) -> Tensor:
+def advantages(rewards: Tensor, images: int, global_std: bool = True, gather: Gather = alone) -> Tensor:
     """Rewards `(B,)`, `images` consecutive ones a prompt, centred per prompt and scaled; NaN stays NaN.
 
-    The scale is the standard deviation of what is centred over the batch, or of each prompt.
+    The scale is the standard deviation of what is centred, over the batch of all processes or for each prompt.
     """
     if images < 2:
         raise UserError(f"images is {images}; advantages compare the pictures of a prompt: set it to 2 or more")
     groups = rewards.view(-1, images)
     centred = groups - groups.nanmean(1, keepdim=True)
     if global_std:
-        spread = centred[~centred.isnan()].std()
+        everyone = gather(centred)
+        spread = everyone[~everyone.isnan()].std()
     else:
         freedom = (~groups.isnan()).sum(1, keepdim=True) - 1
         spread = (centred.square().nansum(1, keepdim=True) / freedom).sqrt()

@@ -178,6 +178,12 @@ class Meter:
         """Add the forwards of one velocity of `pictures` pictures."""
         self.forwards[role] = self.forwards.get(role, 0) + pictures * passes * (3 if grad else 1)
 
+    def add(self, other: Meter) -> None:
+        """Add what another process or update counted; seconds and memory are of the whole."""
+        for role, forwards in other.forwards.items():
+            self.forwards[role] = self.forwards.get(role, 0) + forwards
+        self.images += other.images
+
     def total(self) -> int:
         """Forward-equivalents over all roles."""
         return sum(self.forwards.values())

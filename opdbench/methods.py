@@ -67,6 +67,15 @@ class Rollout:
     path: Sequence[Step] = ()
 
 
+Gather = Callable[[Tensor], Tensor]
+"""Rows of this process to the rows of all, one process after the other."""
+
+
+def alone(rows: Tensor) -> Tensor:
+    """The gathering of a single process."""
+    return rows
+
+
 def _no_optimizer() -> None:
     raise RuntimeError("a second optimizer step on one batch needs a trainer")
 
@@ -82,6 +91,7 @@ class Actors:
         teachers: a frozen policy a task.
         descend: step the optimizer on the losses so far, for methods that take several steps on one
             rollout; after the last loss the trainer steps by itself.
+        gather: the rows of every process, one after the other; each process sees its share of a batch.
     """
 
     model: Model
@@ -95,6 +105,7 @@ class Actors:
     meter: Meter
     reward: float | None = None
     descend: Callable[[], object] = _no_optimizer
+    gather: Gather = alone
 
     def count(self, role: str, policy: Policy, pictures: int, grad: bool = False) -> None:
         """Meter one velocity of `policy`."""
@@ -118,7 +129,7 @@ class Actors:
                 if score.reward is not None:
                     rewards[k] = score.reward
         self.meter.images += len(batch)
-        self.reward = float(rewards.nanmean())
+        self.reward = float(self.gather(rewards).nanmean())
         path = [step for step in taken if step.transition.std > 0]
         return Rollout(latents, rewards.to(latents.device), path)
 

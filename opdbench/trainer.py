@@ -26,6 +26,7 @@ from .methods import Actors, Batch, Method
 from .model import Model, Policy
 from .registry import load
 from .runtime import peak_mib, write_text
+from .team import ALONE, Team
 from .walk import Noise
 
 CHECKPOINT_EVERY = 5
@@ -67,9 +68,10 @@ class Trainer:
         teachers: Mapping[str, Policy],
         folder: Path,
         start: Adapter | None = None,
+        team: Team = ALONE,
     ) -> None:
         """Build student, optimizer and actors; read the checkpoint if there is one."""
-        self.stage, self.seed, self.model, self.folder = stage, seed, model, folder
+        self.stage, self.seed, self.model, self.folder, self.team = stage, seed, model, folder, team
         self.method: Method = method_options(load("methods", stage.method), stage.options, stage.name)
         self.key = f"{seed}/{stage.name}"
         self.lora = Lora(stage.rank, stage.alpha, stage.targets or adapters.ATTENTION)
@@ -78,6 +80,8 @@ class Trainer:
             raise UserError(f"stage {stage.name!r} has teachers for {sorted(teachers)}; expected {sorted(stage.tasks)}")
         if stage.prompts % len(stage.tasks):
             raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts do not split over {len(stage.tasks)} tasks")
+        if stage.prompts < team.size:
+            raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts are too few for {team.size} processes")
         guidance = stage.sampler.guidance
         self.student = model.student(self.lora, guidance, seed, start)
         self.parameters = adapters.trainable(self.student.network)
@@ -97,8 +101,9 @@ class Trainer:
             evaluators=evaluators,
             sampler=stage.sampler,
             steps=transitions(stage.sampler, model.sigmas(stage.sampler.steps)),
-            meter=self.state.meter,
+            meter=Meter(),
             descend=self._descend,
+            gather=lambda tensor: torch.cat(team.gather(tensor)),
         )
 
     def run(self, report: Report) -> Adapter:
@@ -113,7 +118,8 @@ class Trainer:
             line |= {"forwards": meter.total(), "seconds": round(meter.seconds, 3)}
             self.state.log.append(line)
             self.state.update = update + 1
-            report(line)
+            if self.team.leads:
+                report(line)
             if (update + 1) % CHECKPOINT_EVERY == 0 or update + 1 == self.stage.updates:
                 self._save()
         return Adapter(self.state.average, self.lora)
@@ -121,26 +127,32 @@ class Trainer:
     def batch(self, update: int) -> Batch:
         """The prompts and noise of an update, the same whenever it is asked for."""
         each, images = self.stage.prompts // len(self.stage.tasks), self.stage.images
-        prompts = [
+        picked = [
             prompt
             for task in self.stage.tasks
             for prompt in pick_prompts(self.pools[task], f"{self.key}/{task}", update * each, each)
-            for _ in range(images)
         ]
-        keys = [f"{self.key}/{update}/{p.id}/{k}" for k, p in enumerate(prompts)]
+        rows = [p * images + k for p in self.team.share(len(picked)) for k in range(images)]
+        prompts = [picked[row // images] for row in rows]
+        keys = [f"{self.key}/{update}/{p.id}/{row}" for row, p in zip(rows, prompts, strict=True)]
         condition = self.model.encode([p.text for p in prompts])
         noise = Noise(keys, self.model.latent_shape, self.model.device)
         return Batch(prompts, keys, images, condition, noise, update)
 
     def update(self, update: int) -> dict[str, Any]:
         """One optimizer step; returns its figures."""
-        batch = self.batch(update)
+        batch, self.actors.meter = self.batch(update), Meter()
+        # Losses are means over pictures, and processes may have unlike numbers of them.
+        share = len(batch) / (self.stage.prompts * self.stage.images)
         total = torch.zeros((), device=self.model.device)
         for loss in self.method.losses(batch, self.actors):
-            loss.backward()
-            total += loss.detach()
+            (share * loss).backward()
+            total += share * loss.detach()
         norm = self._descend()
         self._follow(update)
+        self.team.sum([total])
+        for meter in self.team.gather(self.actors.meter):
+            self.state.meter.add(meter)
         line: dict[str, Any] = {"update": update + 1, "loss": total.item(), "grad_norm": norm}
         if self.method.needs_reward:
             line["reward"] = self.actors.reward
@@ -151,6 +163,7 @@ class Trainer:
         if self.stage.anneal:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.stage.lr * (1 - self.state.update / self.stage.updates)
+        self.team.sum([p.grad for p in self.parameters.values() if p.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip).item()
         if not math.isfinite(norm):
             raise UserError(f"stage {self.stage.name!r}: gradient is {norm} at update {self.state.update}; lower lr")
@@ -168,6 +181,8 @@ class Trainer:
 
     def _save(self) -> None:
         """One file with everything that the next update needs, written whole or not at all."""
+        if not self.team.leads:
+            return
         tensors = {f"average/{k}": v for k, v in self.state.average.items()}
         tensors |= {f"old/{k}": v for k, v in self.state.old.items()}
         tensors |= {f"student/{k}": v for k, v in adapters.read(self.student.network).items()}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from opdbench.baselines.nft import NFT, branch_error, optimality
-from opdbench.methods import Rollout
+from opdbench.methods import Rollout, alone
 
 
 def test_optimality_is_centred_per_prompt_and_clipped():
@@ -47,6 +47,8 @@ class _Linear:
 
 class _Actors:
     """Rolls out pictures around the old policy's mean; the reward is the picture's value."""
+
+    gather = staticmethod(alone)
 
     def __init__(self, seed, sign):
         self.student, self.old, self.base = _Linear(0.0), _Linear(0.0), _Linear(0.0)
