@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -117,6 +118,9 @@ def digest(value: object) -> str:
 def load_recipe(source: Path, tasks: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe for `tasks`.
 
+    A table `[defaults]` holds keys that every stage has unless it says otherwise; name, method and options are a
+    stage's own.
+
     Args:
         source: the TOML file.
         tasks: tasks in order; a stage whose name holds `{task}` is made for each.
@@ -126,13 +130,15 @@ def load_recipe(source: Path, tasks: Sequence[str], overrides: Sequence[str] = (
         raw = tomllib.loads(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"cannot read recipe {str(source)!r}: {error}") from error
-    known = {"description", "base_sampler", "stage"}
+    known = {"description", "base_sampler", "defaults", "stage"}
     for key in raw:
         if key not in known:
             raise unknown("recipe key", key, known)
     tables = raw.get("stage", [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         raise UserError(f"recipe {str(source)!r}: expected [[stage]] tables")
+    defaults = _defaults(raw.get("defaults", {}))
+    tables = [copy.deepcopy(defaults) | table for table in tables]
     for text in overrides:
         _override(raw, tables, text)
     stages: list[Stage] = []
@@ -144,6 +150,16 @@ def load_recipe(source: Path, tasks: Sequence[str], overrides: Sequence[str] = (
             stages.append(_stage(table, (task,) if one_each else tuple(table.get("tasks", tasks))))
     base = _build(Sampler, raw.get("base_sampler", {}), "base_sampler")
     return Recipe(source.stem, str(raw.get("description", "")), base, tuple(stages))
+
+
+def _defaults(table: object) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise UserError(f"defaults is {table!r}; expected a table")
+    known = {f.name for f in dataclasses.fields(Stage)} - {"name", "method", "options"} | {"teacher"}
+    for key in table:
+        if key not in known:
+            raise unknown("key of defaults", key, known)
+    return table
 
 
 def _override(raw: dict[str, Any], tables: list[dict[str, Any]], text: str) -> None:

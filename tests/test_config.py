@@ -108,3 +108,24 @@ def test_defaults_are_part_of_what_a_digest_means():
         **{"updates": 100, "prompts": 8, "images": 1, "lr": 3e-4, "weight_decay": 1e-4, "clip": 1.0, "ema": 0.9},
         **{"rank": 32, "alpha": 64},
     }
+
+
+def test_stages_inherit_defaults_and_keep_their_own(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(
+        "[defaults]\nlr = 0.5\nrank = 4\nsampler = { steps = 3, guidance = 2.0 }\n"
+        "[[stage]]\nname = 'a'\nmethod = 'nft'\nrank = 2\n"
+        "[[stage]]\nname = 'b'\nmethod = 'nft'\nsampler = { steps = 5 }"
+    )
+    first, second = load_recipe(path, ("ocr",), ["a.sampler.steps=7"]).stages
+    assert (first.lr, first.rank, first.sampler.steps, first.sampler.guidance) == (0.5, 2, 7, 2.0)
+    assert (second.lr, second.rank, second.sampler.steps, second.sampler.guidance) == (0.5, 4, 5, 1.0)
+    assert first.eval_sampler == first.sampler
+    for text, message in (
+        ("[defaults]\nrnk = 4", "unknown key of defaults 'rnk' .did you mean 'rank'"),
+        ("[defaults]\noptions = {}", "unknown key of defaults 'options'"),
+        ("defaults = 3", "defaults is 3; expected a table"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_recipe(path, ("ocr",))
