@@ -180,11 +180,10 @@ def write_shots(folder: Path, shots: Sequence[tuple[Shot, Image]]) -> None:
 def read_shots(folder: Path) -> list[tuple[Shot, Path]]:
     """Rows of `write_shots` and their files; none if the run kept no pictures."""
     path = folder / "pictures" / "rows.jsonl"
+    if not path.exists():
+        return []
     try:
-        return [
-            (Shot(**row), path.with_name(f"{k:03}.png"))
-            for k, row in enumerate(read_rows(path) if path.exists() else [])
-        ]
+        return [(Shot(**row), path.with_name(f"{k:03}.png")) for k, row in enumerate(read_rows(path))]
     except TypeError as error:
         raise _unreadable(path, error) from error
 
