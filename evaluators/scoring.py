@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
@@ -97,6 +98,15 @@ def _score_line(task: str, line: str, place: int) -> dict[str, Any]:
         return {"id": name, **_SCORERS[task](row)}
     except UserError as error:
         return {"id": name, **_UNSCORED[task], "error": f"line {place}: {error}"}
+
+
+def score_file(task: str, file: Path) -> Iterator[dict[str, Any]]:
+    """`score_rows` of a file's lines."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {str(file)!r}: {error}") from error
+    return score_rows(task, lines)
 
 
 def score_rows(task: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -10,6 +9,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from .errors import UserError, unknown
+from .runtime import check_writable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,7 +58,7 @@ def run(
     wanted = parse_tasks(tasks)
     plan = load_recipe(config or recipe(method), wanted, set_ or [])
     numbers = parse_seeds(seeds)
-    _writable(out)
+    check_writable(out)
     from .console import make_console
     from .leaderboards.runs import Run
     from .model import locate
@@ -98,15 +98,6 @@ def _plan(runner: object) -> None:
     print(f"record: {runner.folder / 'record.json'}")
 
 
-def _writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write --out {str(out)!r}: {error.strerror}; choose another folder") from error
-    if not os.access(out, os.W_OK):
-        raise UserError(f"cannot write --out {str(out)!r}: no permission; choose another folder")
-
-
 def _command() -> str:
     import shlex
 
@@ -124,14 +115,32 @@ def compare(
     from .leaderboards.runs import load_runs
     from .show import print_comparison
 
-    places = _places(runs, out)
-    if not places:
-        raise UserError(f"no finished run in {str(out)!r}; make one with `opdbench run`, or name run folders")
-    print_comparison(load_runs(places), against, format_)
+    print_comparison(load_runs(_finished(runs, out)), against, format_)
+
+
+@app.command()
+def report(
+    runs: RunsArgument = None,
+    out: OutOption = Path("runs"),
+    to: Annotated[Path, typer.Option(help="where the page goes")] = Path("report.html"),
+    variance: Annotated[Path | None, typer.Option(help="variance record, or its folder, for its figures")] = None,
+) -> None:
+    """Write one HTML page of finished runs, with leaderboard, curves, pictures and origins; it needs no network."""
+    from .leaderboards.report import write_report
+    from .leaderboards.runs import load_runs
+
+    write_report(load_runs(_finished(runs, out)), to, variance)
+    print(to)
 
 
 def _places(runs: list[Path] | None, out: Path) -> list[Path]:
     return runs or sorted(path.parent for path in out.glob("*/record.json"))
+
+
+def _finished(runs: list[Path] | None, out: Path) -> list[Path]:
+    if not (places := _places(runs, out)):
+        raise UserError(f"no finished run in {str(out)!r}; make one with `opdbench run`, or name run folders")
+    return places
 
 
 @app.command()
@@ -174,13 +183,7 @@ def score(
 
     from .evaluators import scoring
 
-    if task not in scoring.TASKS:
-        raise unknown("task", task, scoring.TASKS)
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {str(file)!r}: {error}") from error
-    for row in scoring.score_rows(task, lines):
+    for row in scoring.score_file(task, file):
         print(json.dumps(row))
 
 
@@ -226,7 +229,7 @@ def eval_(
         raise UserError("--pictures bring their own prompts; leave out --prompts, --adapter and --limit")
     if share and not pictures:
         raise UserError("--share divides --pictures; give both, or neither")
-    _writable(out)
+    check_writable(out)
     from .show import print_estimates
     from .standalone import Subject, evaluate_model, evaluate_pictures, parse_share
 
@@ -269,15 +272,11 @@ def doctor(
     """Check that the model loads and that each evaluator knows pictures with known answers."""
     from .doctor import examine
     from .registry import parse_sources, parse_tasks
-    from .show import print_json
+    from .show import print_checks
 
     wanted = parse_tasks(judges, ("judges",)) if judges else ()
     checks = examine(wanted, parse_sources(source or (), wanted))
-    if format_ == "json":
-        print_json(checks)
-    else:
-        for check in checks:
-            print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['what']}")
+    print_checks(checks, format_)
     if not all(check["ok"] for check in checks):
         raise typer.Exit(1)
 

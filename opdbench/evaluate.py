@@ -24,11 +24,11 @@ Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 
-def choose(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
-    """At most `limit` prompts, evenly spread, so that every group keeps its share."""
-    if limit is None or limit >= len(prompts):
-        return list(prompts)
-    return [prompts[k * len(prompts) // limit] for k in range(limit)]
+def choose(items: Sequence[T], limit: int | None) -> list[T]:
+    """At most `limit` prompts or rows, evenly spread, so that every group keeps its share."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[k * len(items) // limit] for k in range(limit)]
 
 
 def prompt_hash(prompts: Sequence[Prompt]) -> str:

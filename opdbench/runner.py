@@ -6,7 +6,6 @@ import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from .config import RunConfig, Stage, digest
 from .core import Estimate, Evaluator, Meter, Sample, Sampler
 from .errors import UserError
 from .evaluate import choose, column_key, evaluate, prompt_hash
-from .grid import save_grid
+from .grid import save_pictures
 from .model import TINY, Model, Policy, locate
 from .record import (
     Cell,
@@ -25,6 +24,7 @@ from .record import (
     StageResult,
     Store,
     read_samples,
+    shipped,
     write_samples,
 )
 from .registry import evaluator as make_evaluator
@@ -48,11 +48,6 @@ class Console(Protocol):
     def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
         """A step of something with a known end."""
         ...
-
-
-def shipped() -> Path:
-    """The teachers and evaluations that come with the package."""
-    return Path(str(files("opdbench.tiny.teachers")))
 
 
 def model_hash(source: str) -> str:
@@ -130,7 +125,7 @@ class Runner:
         self.evaluators = {name: make_evaluator(name) for name in names("evaluators")}
         results, actors = self._stages()
         policies = tuple(self._evaluate(actor) for actor in actors)
-        save_grid(self.folder / "grid.png", model, self._grid_rows(actors), self.evaluators, self.config.tasks)
+        save_pictures(self.folder, model, self._grid_rows(actors), self.evaluators, self.config.tasks)
         one, group = run_digests(self.config, self.weights)
         record = RunRecord(
             digest=one,

@@ -17,6 +17,16 @@ from typing import Any
 from .errors import UserError
 
 
+def check_writable(out: Path) -> None:
+    """Make the folder; `UserError` if nothing can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write --out {str(out)!r}: {error.strerror}; choose another folder") from error
+    if not os.access(out, os.W_OK):
+        raise UserError(f"cannot write --out {str(out)!r}: no permission; choose another folder")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically; `UserError` if the place is not writable."""
     partial = path.with_name(path.name + ".partial")

@@ -66,6 +66,15 @@ def print_estimates(rows: Sequence[Mapping[str, Any]], format_: str) -> None:
         print(f"{row['task']:20} {name:16} {value}  n {row['n']}, {row['unscored']} unscored")
 
 
+def print_checks(checks: Sequence[Mapping[str, Any]], format_: str) -> None:
+    """What the doctor found."""
+    if format_ == "json":
+        print_json(checks)
+        return
+    for check in checks:
+        print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['what']}")
+
+
 def print_findings(findings: Sequence[Finding], format_: str) -> None:
     """What a check found."""
     if format_ == "json":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from opdbench.config import Recipe, RunConfig, Stage, digest
 from opdbench.core import Meter, Sample, Sampler
-from opdbench.record import Cell, PolicyResult, RunRecord, StageResult, write_samples
+from opdbench.record import Cell, PolicyResult, RunRecord, Shot, StageResult, write_samples, write_shots
+from opdbench.runtime import write_text
 from opdbench.stats import estimate
 
 ENVIRONMENT = {"python": "3.11", "platform": "Linux", "torch": "2.7", "commit": "0123456789ab"}
@@ -115,3 +118,27 @@ def _samples(world: World, rng: np.random.Generator, task: str, level: float) ->
 
 def _meter(forwards: int, seconds: float) -> Meter:
     return Meter({"student": forwards}, 0, seconds, 100.0)
+
+
+def illustrate(folder: Path, text: str = "a red ring", updates: int = 6) -> Path:
+    """Add to a run of `make_run` what a page shows: logs of its stages, and pictures. Returns the folder."""
+    record = RunRecord.load(folder)
+    for stage in record.stages:
+        place = folder / "stages" / stage.digest
+        lines = [
+            {"update": k, "loss": 1 / k + record.seed, "grad_norm": 1.0, "forwards": 100 * k, "seconds": float(k)}
+            | ({"reward": k / 10 + record.seed} if stage.method == "nft" else {})
+            for k in range(1, updates + 1)
+        ]
+        write_text(place / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(place / "stage.json", "{}")
+    shots = []
+    for number, policy in enumerate(record.policies):
+        for task in record.tasks:
+            colour = (60 * number, 40 * record.seed, 200 if record.method == "opd" else 20)
+            shot = Shot(policy.name, text, task, f"{task}/test/0000", 0, float(number % 2), f"found {text}", False)
+            shots.append((shot, Image.new("RGB", (64, 64), colour)))
+            if policy.role == "student":
+                shots.append((replace(shot, failure=True, value=None), Image.new("RGB", (64, 64), colour)))
+    write_shots(folder, shots)
+    return folder

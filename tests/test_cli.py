@@ -65,6 +65,35 @@ def test_a_run_leaves_table_record_grid_and_rows(finished):
     assert not list(out.rglob("*.partial"))
 
 
+def test_kept_pictures_show_every_policy_and_real_failures(finished):
+    folder = next(finished[0].glob("opd-*"))
+    shots = [json.loads(line) for line in (folder / "pictures" / "rows.jsonl").read_text().splitlines()]
+    assert len(list((folder / "pictures").glob("*.png"))) == len(shots)
+    shown = [(s["policy"], s["task"], s["prompt"]) for s in shots if not s["failure"]]
+    policies = {policy for policy, _, _ in shown}
+    assert policies == {"base", "teacher-ocr", "teacher-geneval", "student"}
+    for task in ("ocr", "geneval"):
+        columns = {policy: [p for name, t, p in shown if (name, t) == (policy, task)] for policy in policies}
+        assert len(columns["base"]) == 5
+        assert all(column == columns["base"] for column in columns.values())
+    failures = [s for s in shots if s["failure"]]
+    assert failures
+    for one in failures:
+        rows = map(json.loads, (folder / "samples" / f"student-{one['task']}.jsonl").read_text().splitlines())
+        (row,) = (r for r in rows if (r["prompt"], r["index"]) == (one["prompt"], one["index"]))
+        assert row["value"] == one["value"] != 1.0
+
+
+def test_a_report_is_written_where_it_is_wanted(finished, tmp_path):
+    done = opdbench("report", "--out", finished[0], "--to", tmp_path / "page.html")
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/webp") > 40
+    assert "opdbench run --limit 3" in page
+    empty = opdbench("report", "--out", tmp_path)
+    assert (empty.returncode, "no finished run" in empty.stderr) == (2, True)
+
+
 def test_a_finished_run_is_found_and_compared(finished):
     out, done = finished
     again = opdbench("run", *SHORT, "--out", out, "--format", "json")

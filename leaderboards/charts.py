@@ -1,0 +1,145 @@
+"""Charts as numbers in the units of an SVG: scales, ticks and paths; `report.html` draws them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+WIDTH, HEIGHT = 360, 220
+LEFT, RIGHT, TOP, BOTTOM = 46, 348, 10, 180
+"""Edges of the plot inside the picture."""
+TICKS, NARROW = 4, 4
+"""Ticks wanted on an axis; a logarithmic one that spans less than this factor gets even ones."""
+ROOM = 0.06
+"""Free space beyond the outermost points, as a share of the axis."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A number at a place; `error` is half of its interval, or None."""
+
+    x: float
+    y: float
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points of one method.
+
+    Attributes:
+        label: what it is called.
+        slot: number of its colour; 0 is grey.
+        points: from left to right.
+        dots: whether the points stand alone, each with its error, instead of being joined.
+    """
+
+    label: str
+    slot: int
+    points: tuple[Point, ...]
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A line in the picture's units: `path` and `band` are SVG paths, `dots` are (x, y, y of both ends)."""
+
+    label: str
+    slot: int
+    path: str
+    band: str
+    dots: tuple[tuple[float, float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What the template draws; ticks are (position, text)."""
+
+    title: str
+    task: str
+    across: str
+    up: str
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class Names:
+    """A chart's words; `task` is "" for one about all tasks."""
+
+    title: str
+    task: str
+    across: str
+    up: str
+
+
+Scale = Callable[[float], float]
+
+
+def draw(names: Names, lines: Sequence[Line], log_x: bool = False) -> Chart:
+    """A chart of at least one point; a logarithmic axis needs positive numbers."""
+    points = [point for line in lines for point in line.points]
+    reach = [end for p in points for end in (p.y - (p.error or 0.0), p.y + (p.error or 0.0))]
+    x_low, x_high = _limits([p.x for p in points], log_x)
+    y_low, y_high = _limits(reach, False)
+    x, y = _scale(x_low, x_high, LEFT, RIGHT, log_x), _scale(y_low, y_high, BOTTOM, TOP, False)
+    across = EngFormatter(sep="")
+    return Chart(
+        names.title,
+        names.task,
+        names.across,
+        names.up,
+        tuple((x(v), across(v)) for v in _ticks(x_low, x_high, log_x)),
+        tuple((y(v), f"{v:.6g}") for v in _ticks(y_low, y_high, False)),
+        tuple(_mark(line, x, y) for line in lines),
+    )
+
+
+def _limits(values: Sequence[float], log: bool) -> tuple[float, float]:
+    """The axis' ends: the values' own with some room, or around a single one."""
+    low, high = min(values), max(values)
+    if log:
+        room = max((high / low) ** ROOM, 1.2)
+        return low / room, high * room
+    room = ROOM * (high - low) or 0.1 * abs(high) or 0.1
+    return low - room, high + room
+
+
+def _scale(low: float, high: float, first: float, last: float, log: bool) -> Scale:
+    """Number to position; beyond the ends it stays at them."""
+    f: Scale = math.log if log else float
+
+    def position(value: float) -> float:
+        inside = min(max(value, low), high)
+        return round(first + (last - first) * (f(inside) - f(low)) / (f(high) - f(low)), 1)
+
+    return position
+
+
+def _ticks(low: float, high: float, log: bool) -> list[float]:
+    """A few round numbers between the ends."""
+    if log and high / low > NARROW:
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+        found = [v for e in exponents for m in (1, 2, 5) if low <= (v := m * 10.0**e) <= high]
+        if len(found) > TICKS + 1:
+            found = [v for e in exponents if low <= (v := 10.0**e) <= high]
+        return found[:: math.ceil(len(found) / (TICKS + 1))]
+    return [float(v) for v in MaxNLocator(TICKS).tick_values(low, high) if low <= v <= high]
+
+
+def _mark(line: Line, x: Scale, y: Scale) -> Mark:
+    ends = [(x(p.x), y(p.y), y(p.y - (p.error or 0.0)), y(p.y + (p.error or 0.0))) for p in line.points]
+    if line.dots:
+        return Mark(line.label, line.slot, "", "", tuple(ends))
+    band = ""
+    if any(p.error is not None for p in line.points):
+        band = _path([(a, high) for a, _, _, high in ends] + [(a, low) for a, _, low, _ in reversed(ends)]) + "Z"
+    return Mark(line.label, line.slot, _path([(a, b) for a, b, _, _ in ends]), band, ())
+
+
+def _path(places: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{a:g},{b:g}" for a, b in places)

@@ -1,0 +1,185 @@
+"""What the report draws: learning curves, score against cost, changes against the base model, strata."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from opdbench.core import Estimate
+from opdbench.leaderboards.charts import Chart, Line, Names, Point, draw
+from opdbench.leaderboards.compare import Comparison, Entry, Figure, seeds_figure
+from opdbench.leaderboards.document import short
+from opdbench.leaderboards.runs import Group, Run, cell_of
+from opdbench.record import PolicyResult, Store, read_rows, shipped
+from opdbench.stats import over_seeds
+
+BINS = 60
+"""A learning curve has at most so many points, each the mean of some updates."""
+
+
+def learning_curves(groups: Sequence[Group], slots: Mapping[str, int]) -> list[Chart]:
+    """Reward, or loss where there is none, against a stage's own cost; one chart a stage, one line a method.
+
+    A stage that several methods have in common is drawn once, in grey. Lines are means over seeds, in bins of
+    updates; bands are 95 % t-intervals over seeds.
+    """
+    owners: dict[tuple[str, ...], list[Group]] = defaultdict(list)
+    names: dict[tuple[str, ...], str] = {}
+    for group in groups:
+        for stage in group.runs[0].record.stages:
+            digests = tuple(s.digest for run in group.runs for s in run.record.stages if s.name == stage.name)
+            owners[digests].append(group)
+            names[digests] = stage.name
+    lines: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for digests, same in owners.items():
+        measure, points = _curve(same[0].runs, names[digests])
+        label = ", ".join(group.label for group in same)
+        slot = slots[label] if len(same) == 1 else 0
+        if points:
+            lines[names[digests], measure].append(Line(label, slot, points))
+    return [
+        draw(Names(f"{short(stage)}: {measure}", "", "forwards of the stage", measure), found)
+        for (stage, measure), found in lines.items()
+    ]
+
+
+def _curve(runs: Sequence[Run], stage: str) -> tuple[str, tuple[Point, ...]]:
+    logs = [log for run in runs if (log := _log(run, stage))]
+    if not logs:
+        return "", ()
+    measure = "reward" if logs[0][0].get("reward") is not None else "loss"
+    count = min(len(log) for log in logs)
+    points = []
+    for part in np.array_split(np.arange(count), min(count, BINS)):
+        values = [float(np.mean([log[k][measure] for k in part])) for log in logs]
+        mean, half = over_seeds(values)
+        points.append(Point(float(logs[0][part[-1]]["forwards"]), mean, half))
+    return measure, tuple(points)
+
+
+def _log(run: Run, stage: str) -> list[dict[str, float]]:
+    """Lines of a stage's log, wherever the run found the stage; none if it is gone."""
+    store = Store(run.folder, (run.folder.parent, shipped()))
+    digest = next((s.digest for s in run.record.stages if s.name == stage), "")
+    folder = store.finished_stage(digest)
+    path = folder / "log.jsonl" if folder else None
+    return read_rows(path) if path and path.exists() else []
+
+
+def frontiers(comparison: Comparison, slots: Mapping[str, int]) -> list[Chart]:
+    """Score against cost, with the teachers' and without; the grey line is the best score at most so dear."""
+    entries = [entry for entry in comparison.entries if entry.score.value is not None]
+
+    def chart(title: str, costs: Mapping[str, int]) -> Chart:
+        placed = sorted((costs[e.label], e.score.value or 0.0) for e in entries)
+        steps: list[Point] = []
+        for forwards, value in placed:
+            if not steps or value > steps[-1].y:
+                steps += [Point(forwards, steps[-1].y)] if steps else []
+                steps.append(Point(forwards, value))
+        steps.append(Point(placed[-1][0], steps[-1].y))
+        dots = [Line(e.label, slots[e.label], (_place(e, costs[e.label]),), dots=True) for e in entries]
+        frontier = Line("", 0, tuple(steps))
+        return draw(Names(title, "", "training forwards", "share of the teachers' gain"), [frontier, *dots], log_x=True)
+
+    totals, own = {e.label: e.total for e in entries}, {e.label: e.marginal for e in entries}
+    kinds = (("Teachers' cost included", totals), ("Teachers there already", own))
+    return [chart(title, costs) for title, costs in kinds if costs and min(costs.values()) > 0]
+
+
+def _place(entry: Entry, forwards: int) -> Point:
+    return Point(forwards, entry.score.value or 0.0, entry.score.error)
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a trained policy differs from the base model on a task; better is positive.
+
+    Attributes:
+        depth: from -1 to 1, the change as a share of the task's largest.
+    """
+
+    task: str
+    trained: bool
+    figure: Figure
+    depth: float
+
+
+def changes(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, tuple[str, ...], list[Change]]]:
+    """The forgetting matrix: policy, its methods, and its change on every task; shared teachers once, at the end."""
+    owners: dict[tuple[str, tuple[tuple[bool, Figure], ...]], tuple[str, ...]] = {}
+    for role in ("student", "teacher"):
+        for group in groups:
+            for policy in (p for p in group.runs[0].record.policies if p.role == role):
+                key = policy.name, tuple(_change(group, policy, task) for task in tasks)
+                owners[key] = (*owners.get(key, ()), group.label)
+    most = [max((abs(row[k][1].value or 0.0) for _, row in owners), default=0.0) or 1.0 for k in range(len(tasks))]
+    return [
+        (
+            name,
+            labels,
+            [
+                Change(task, trained, figure, (figure.value or 0.0) / top)
+                for task, (trained, figure), top in zip(tasks, row, most, strict=True)
+            ],
+        )
+        for (name, row), labels in owners.items()
+    ]
+
+
+def _change(group: Group, policy: PolicyResult, task: str) -> tuple[bool, Figure]:
+    gaps: list[float | None] = []
+    for run in group.runs:
+        base = next((cell_of(p, task) for p in run.record.policies if p.role == "base"), None)
+        own = next((cell_of(p, task) for p in run.record.policies if p.name == policy.name), None)
+        if base is None or own is None or base.estimate.value is None or own.estimate.value is None:
+            continue
+        gap = own.estimate.value - base.estimate.value
+        gaps.append(gap if own.higher_is_better else -gap)
+    cell = cell_of(policy, task)
+    return cell is not None and cell.trained, seeds_figure(gaps)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stratum's value; `share` is from 0 to 100, of the largest in the task."""
+
+    label: str
+    slot: int
+    figure: Figure
+    share: float
+
+
+def strata(groups: Sequence[Group], slots: Mapping[str, int]) -> list[tuple[str, str, list[Bar]]]:
+    """Task, stratum (GenEval's tag), and a bar for the base model and every method's result."""
+    values: dict[tuple[str, str], dict[str, list[Estimate]]] = defaultdict(lambda: defaultdict(list))
+    for group in groups:
+        for run in group.runs:
+            base = next((p for p in run.record.policies if p.role == "base"), None)
+            for label, policy in (("base", base), (group.label, run.result)):
+                for cell in policy.cells if policy else ():
+                    for name, one in cell.groups.items():
+                        values[cell.task, name][label].append(one)
+    figures = {key: {label: _over(found) for label, found in row.items()} for key, row in values.items()}
+    most: dict[str, float] = defaultdict(float)
+    for (task, _), row in figures.items():
+        most[task] = max([most[task], *(figure.value or 0.0 for figure in row.values())])
+    return [
+        (
+            task,
+            name,
+            [Bar(k, slots.get(k, 0), f, 100 * max(f.value or 0.0, 0.0) / (most[task] or 1.0)) for k, f in row.items()],
+        )
+        for (task, name), row in figures.items()
+    ]
+
+
+def _over(found: Sequence[Estimate]) -> Figure:
+    """Over seeds; the run's own standard error where there is one seed, or one policy under all of them."""
+    values = [one.value for one in found]
+    if len(set(values)) == 1:
+        return Figure(values[0], found[0].se, False, len(values))
+    return seeds_figure(values)
