@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -10,6 +9,9 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from .errors import UserError, unknown
+from .runtime import command_line as _command
+from .runtime import writable as _writable
+from .variance_command import variance
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -98,19 +100,7 @@ def _plan(runner: object) -> None:
     print(f"record: {runner.folder / 'record.json'}")
 
 
-def _writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write --out {str(out)!r}: {error.strerror}; choose another folder") from error
-    if not os.access(out, os.W_OK):
-        raise UserError(f"cannot write --out {str(out)!r}: no permission; choose another folder")
-
-
-def _command() -> str:
-    import shlex
-
-    return shlex.join(["opdbench", *sys.argv[1:]])
+app.command()(variance)
 
 
 @app.command()
@@ -147,6 +137,7 @@ def check(
     from .leaderboards import check as checks
     from .leaderboards.reference import default_path
     from .leaderboards.runs import load_runs
+    from .leaderboards.variance import load_studies
     from .leaderboards.verdict import exit_code
     from .runtime import environment
     from .show import print_findings
@@ -159,7 +150,7 @@ def check(
         made = checks.record(found, path, environment())
         print(f"{path}: {sum(len(group.cells) for group in made.groups)} cells, {len(made.figures)} figures")
         return
-    findings = checks.check(found, path, only or checks.LAYERS, environment())
+    findings = checks.check(found, path, only or checks.LAYERS, environment(), load_studies(out))
     print_findings(findings, format_)
     raise typer.Exit(exit_code(findings))
 
