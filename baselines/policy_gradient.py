@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from opdbench.errors import UserError
+from opdbench.estimators import pessimistic
 from opdbench.flow import with_density
 from opdbench.methods import Actors, Batch, Gather, alone
 from opdbench.model import Condition
@@ -101,4 +102,4 @@ def replay(steps: Sequence[Step], advantage: Tensor, inner: int, batch: Batch, a
 
 def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """PPO's pessimistic surrogate as a loss, mean over pictures."""
-    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)).mean()
+    return pessimistic(ratio, advantage, clip).mean()

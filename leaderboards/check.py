@@ -16,18 +16,26 @@ import numpy as np
 from opdbench.errors import UserError
 from opdbench.leaderboards import reference as references
 from opdbench.leaderboards import repeat
-from opdbench.leaderboards.claims import judge_claims, shipped_claims
+from opdbench.leaderboards.claims import gradient_claims, judge_claims, shipped_claims
 from opdbench.leaderboards.reference import Cell, Expected, Reference
 from opdbench.leaderboards.runs import Group, Run, group_runs, key_parts, unlike
+from opdbench.leaderboards.variance import judge_gradients
 from opdbench.leaderboards.verdict import Finding, Verdict
 from opdbench.stats import band, detectable
+from opdbench.variance_record import VarianceRecord
 
 LAYERS = ("determinism", "trajectory", "bands", "claims")
 ALPHA = 0.05
 NO_REFERENCE = "no reference values in {}; make them with `opdbench run --seeds 0-4` and `opdbench check --record`"
 
 
-def check(runs: Sequence[Run], path: Path, layers: Sequence[str], environment: Mapping[str, str]) -> list[Finding]:
+def check(
+    runs: Sequence[Run],
+    path: Path,
+    layers: Sequence[str],
+    environment: Mapping[str, str],
+    studies: Sequence[VarianceRecord] = (),
+) -> list[Finding]:
     """Judge the present code and the given runs.
 
     Args:
@@ -35,6 +43,7 @@ def check(runs: Sequence[Run], path: Path, layers: Sequence[str], environment: M
         path: file of the reference values.
         layers: some of `LAYERS`.
         environment: the present versions.
+        studies: of gradient estimators, for the claims on them.
     """
     reference = Reference.load(path) if path.exists() else None
     findings: list[Finding] = []
@@ -44,7 +53,7 @@ def check(runs: Sequence[Run], path: Path, layers: Sequence[str], environment: M
     if "bands" in layers:
         findings += _no_reference("bands", path) if reference is None else judge_bands(reference.groups, runs)
     if "claims" in layers:
-        findings += judge_claims(shipped_claims(), runs)
+        findings += judge_claims(shipped_claims(), runs) + judge_gradients(gradient_claims(), studies)
     return findings
 
 

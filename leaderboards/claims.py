@@ -7,11 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
 from opdbench.leaderboards.pairs import ALPHA
 from opdbench.leaderboards.runs import Run, cell_of
+from opdbench.leaderboards.variance import GradientClaim
 from opdbench.leaderboards.verdict import Finding, Verdict
 from opdbench.stats import detectable, holm, t_test
 
@@ -32,9 +34,17 @@ class Claim:
 
 
 def shipped_claims() -> list[Claim]:
-    """The claims that come with the package."""
-    text = files("opdbench.leaderboards").joinpath("claims.toml").read_text(encoding="utf-8")
-    return [Claim(**table) for table in tomllib.loads(text)["claim"]]
+    """The claims on methods that come with the package."""
+    return [Claim(**table) for table in _shipped()["claim"]]
+
+
+def gradient_claims() -> list[GradientClaim]:
+    """The claims on gradient estimators that come with the package."""
+    return [GradientClaim(**table) for table in _shipped()["gradient"]]
+
+
+def _shipped() -> dict[str, Any]:
+    return tomllib.loads(files("opdbench.leaderboards").joinpath("claims.toml").read_text(encoding="utf-8"))
 
 
 def judge_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Finding]:

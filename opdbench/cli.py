@@ -9,7 +9,8 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from .errors import UserError, unknown
-from .runtime import check_writable
+from .runtime import check_writable, command_line
+from .variance_command import variance
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,7 +70,7 @@ def run(
     console = make_console()
     runs = []
     for seed in numbers:
-        runner = Runner(RunConfig(plan, wanted, model, seed, limit), out, fresh, _command(), console)
+        runner = Runner(RunConfig(plan, wanted, model, seed, limit), out, fresh, command_line(), console)
         if dry_run:
             _plan(runner)
             continue
@@ -98,10 +99,7 @@ def _plan(runner: object) -> None:
     print(f"record: {runner.folder / 'record.json'}")
 
 
-def _command() -> str:
-    import shlex
-
-    return shlex.join(["opdbench", *sys.argv[1:]])
+app.command()(variance)
 
 
 @app.command()
@@ -156,6 +154,7 @@ def check(
     from .leaderboards import check as checks
     from .leaderboards.reference import default_path
     from .leaderboards.runs import load_runs
+    from .leaderboards.variance import load_studies
     from .leaderboards.verdict import exit_code
     from .runtime import environment
     from .show import print_findings
@@ -168,7 +167,7 @@ def check(
         made = checks.record(found, path, environment())
         print(f"{path}: {sum(len(group.cells) for group in made.groups)} cells, {len(made.figures)} figures")
         return
-    findings = checks.check(found, path, only or checks.LAYERS, environment())
+    findings = checks.check(found, path, only or checks.LAYERS, environment(), load_studies(out))
     print_findings(findings, format_)
     raise typer.Exit(exit_code(findings))
 

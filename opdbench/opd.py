@@ -50,19 +50,22 @@ class OPD(Method):
             yield self.scale * weight / len(actors.steps) * analytic(step, target)
 
 
-def visit(batch: Batch, actors: Actors) -> Iterator[tuple[Step, Tensor]]:
-    """The student's own walk with gradient, and at each state the teachers' velocity."""
-    for step in walk(actors.student.at(batch.condition), batch.noise, actors.steps, grad=True):
-        actors.count("student", actors.student, len(batch), grad=True)
-        yield step, teach(step.x, step.transition.t, batch, actors)
+def visit(batch: Batch, actors: Actors, grad: bool = True, through: bool = False) -> Iterator[tuple[Step, Tensor]]:
+    """The student's own walk, and at each state the teachers' velocity; `grad` and `through` as in `walk`."""
+    for step in walk(actors.student.at(batch.condition), batch.noise, actors.steps, grad, through):
+        actors.count("student" if grad else "rollout", actors.student, len(batch), grad)
+        yield step, teach(step.x, step.transition.t, batch, actors, through)
 
 
-@torch.no_grad()
-def teach(x: Tensor, t: float, batch: Batch, actors: Actors) -> Tensor:
-    """Each picture's velocity by the teacher of its task, with that teacher's own guidance."""
+def teach(x: Tensor, t: float, batch: Batch, actors: Actors, through: bool = False) -> Tensor:
+    """Each picture's velocity by the teacher of its task, with that teacher's own guidance.
+
+    With `through` it carries the gradient of the state `x`.
+    """
     target = torch.empty_like(x)
-    for task, rows in batch.rows_by_task().items():
-        teacher = actors.teachers[task]
-        target[rows] = teacher.velocity(x[rows], t, batch.condition[rows])
-        actors.count("teacher", teacher, len(rows))
+    with torch.set_grad_enabled(through):
+        for task, rows in batch.rows_by_task().items():
+            teacher = actors.teachers[task]
+            target[rows] = teacher.velocity(x[rows], t, batch.condition[rows])
+            actors.count("teacher", teacher, len(rows), grad=through)
     return target

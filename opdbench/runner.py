@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +34,8 @@ from .stats import estimate
 from .trainer import Trainer
 
 BASE = "base"
+Done = tuple[Stage, Adapter]
+"""A finished stage and what it made."""
 FORMAT = 1
 """Raised when trained weights or scores change for the same configuration."""
 
@@ -118,14 +120,29 @@ class Runner:
         path = self.folder / "record.json"
         return RunRecord.load(path) if path.exists() and not self.fresh else None
 
+    def _load(self) -> None:
+        self.model = Model(self.config.model)
+        self.evaluators = {name: make_evaluator(name) for name in names("evaluators")}
+
+    def finish(self, wanted: Collection[str]) -> dict[str, Done]:
+        """Find or train some stages, and those that they build on; nothing is evaluated."""
+        self._load()
+        needed = set(wanted)
+        for stage in reversed(self.config.recipe.stages):
+            if stage.name in needed:
+                needed |= {*stage.starts, *(source for _, source in stage.teachers)}
+        done: dict[str, Done] = {}
+        for stage in self.config.recipe.stages:
+            if stage.name in needed:
+                done[stage.name] = (stage, self._stage(stage, done)[0])
+        return done
+
     def run(self) -> RunRecord:
         """Train what is missing, evaluate, and write the record."""
-        model = Model(self.config.model)
-        self.model = model
-        self.evaluators = {name: make_evaluator(name) for name in names("evaluators")}
+        self._load()
         results, actors = self._stages()
         policies = tuple(self._evaluate(actor) for actor in actors)
-        save_pictures(self.folder, model, self._grid_rows(actors), self.evaluators, self.config.tasks)
+        save_pictures(self.folder, self.model, self._grid_rows(actors), self.evaluators, self.config.tasks)
         one, group = run_digests(self.config, self.weights)
         record = RunRecord(
             digest=one,
@@ -148,7 +165,7 @@ class Runner:
 
     def _stages(self) -> tuple[list[StageResult], list[Actor]]:
         results: list[StageResult] = []
-        done: dict[str, tuple[Stage, Adapter]] = {}
+        done: dict[str, Done] = {}
         actors = [Actor("base", "base", (), self.config.recipe.base_sampler, None)]
         teaching = {name for stage in self.config.recipe.stages for _, name in stage.teachers}
         last = self.config.recipe.stages[-1].name if self.config.recipe.stages else ""
@@ -161,7 +178,7 @@ class Runner:
                 actors.append(Actor(stage.name, role, stage.tasks, stage.eval_sampler, adapter))
         return results, actors
 
-    def _stage(self, stage: Stage, done: Mapping[str, tuple[Stage, Adapter]]) -> tuple[Adapter, Meter, bool]:
+    def _stage(self, stage: Stage, done: Mapping[str, Done]) -> tuple[Adapter, Meter, bool]:
         name = self.digests[stage.name]
         found = self.store.finished_stage(name)
         if found is not None:
@@ -169,14 +186,7 @@ class Runner:
             self.console.note(f"stage {stage.name}: found finished ({name}), its cost is counted")
             return Adapter.load(found / "adapter.safetensors"), Meter(**about["meter"]), True
         folder = self.store.stage(name)
-        teachers: dict[str, Policy] = {}
-        for task, source in stage.teachers:
-            if source == BASE:
-                adapter, own = None, self.config.recipe.base_sampler.guidance
-            else:
-                teacher, adapter = done[source]
-                own = teacher.sampler.guidance
-            teachers[task] = self.model.frozen(adapter, stage.teacher_guidance or own)
+        teachers = self.teachers(stage, done)
         start = adapters.mean([done[name][1] for name in stage.starts]) if stage.starts else None
         trainer = Trainer(stage, self.config.seed, self.model, self.evaluators, teachers, folder, start)
         if trainer.state.update:
@@ -188,6 +198,18 @@ class Runner:
         write_json(folder / "stage.json", {**about, "meter": asdict(trainer.state.meter)})
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         return adapter, trainer.state.meter, False
+
+    def teachers(self, stage: Stage, done: Mapping[str, Done]) -> dict[str, Policy]:
+        """The stage's frozen teacher of each task, with its guidance."""
+        found: dict[str, Policy] = {}
+        for task, source in stage.teachers:
+            if source == BASE:
+                adapter, own = None, self.config.recipe.base_sampler.guidance
+            else:
+                teacher, adapter = done[source]
+                own = teacher.sampler.guidance
+            found[task] = self.model.frozen(adapter, stage.teacher_guidance or own)
+        return found
 
     def _evaluate(self, actor: Actor) -> PolicyResult:
         policy = self.model.frozen(actor.adapter, actor.sampler.guidance)

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import warnings
@@ -25,6 +26,11 @@ def check_writable(out: Path) -> None:
         raise UserError(f"cannot write --out {str(out)!r}: {error.strerror}; choose another folder") from error
     if not os.access(out, os.W_OK):
         raise UserError(f"cannot write --out {str(out)!r}: no permission; choose another folder")
+
+
+def command_line() -> str:
+    """What was typed."""
+    return shlex.join(["opdbench", *sys.argv[1:]])
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -50,7 +50,9 @@ class Noise:
         return torch.stack(draws).to(self._device)
 
 
-def walk(velocity: Velocity, noise: Noise, steps: Sequence[Transition], grad: bool = False) -> Iterator[Step]:
+def walk(
+    velocity: Velocity, noise: Noise, steps: Sequence[Transition], grad: bool = False, through: bool = False
+) -> Iterator[Step]:
     """Walk from noise to data, one `Step` at a time.
 
     States are detached: the gradient of a step reaches its own velocity only. So a caller may
@@ -61,13 +63,16 @@ def walk(velocity: Velocity, noise: Noise, steps: Sequence[Transition], grad: bo
         noise: gives the initial state, then the noise of each stochastic step.
         steps: transitions in order.
         grad: whether `velocity` and `mean` carry gradient.
+        through: whether states carry it too, so that a step's gradient reaches all velocities before it.
     """
     x, x0 = noise.draw(), None
     for transition in steps:
         with torch.set_grad_enabled(grad):
             v = velocity(x, transition.t)
             mean = transition.mean(x, v, x0)
-        next_x, x0 = mean.detach(), x - transition.t * v.detach()
+            next_x, x0 = mean, x - transition.t * v
+        if not through:
+            next_x, x0 = next_x.detach(), x0.detach()
         if transition.std > 0:
             next_x = next_x + transition.std * noise.draw()
         yield Step(transition, x, v, mean, next_x)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BOTTOM = {"core", "flow", "stats", "record", "config", "errors", "runtime"}
+BOTTOM = {"core", "flow", "stats", "record", "config", "errors", "runtime", "variance_record"}
 MIDDLE = {
     "walk",
     "adapters",
@@ -19,6 +19,9 @@ MIDDLE = {
     "estimators",
     "opd",
     "opd_ppo",
+    "opd_gradient",
+    "moments",
+    "variance",
     "registry",
     "grid",
 }

@@ -1,0 +1,192 @@
+"""`opdbench variance`: find or train the recipe's policies, measure every setting, write the record and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import typer
+
+from .errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from .config import Stage
+    from .runner import Done, Runner
+    from .variance import Subject
+    from .variance_record import Setting, VarianceRecord
+
+Value = TypeVar("Value", int, float)
+
+
+def variance(
+    method: Annotated[str, typer.Option(help="recipe whose last stage has teachers")] = "opd",
+    tasks: Annotated[str, typer.Option(help="tasks, with commas between")] = "ocr,geneval",
+    model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
+    at: Annotated[str, typer.Option(help="stages that are the student; what it starts from if empty")] = "",
+    sampler: Annotated[str, typer.Option(help="samplers with noise")] = "flow-sde",
+    steps: Annotated[str, typer.Option(help="numbers of steps; the recipe's if empty")] = "",
+    noise_levels: Annotated[str, typer.Option(help="noise levels")] = "0.1,0.3,0.7,1.0",
+    side: Annotated[str, typer.Option(help="sides of the latent; the model's own if empty")] = "",
+    redraws: Annotated[int, typer.Option(min=12, help="pictures an estimator, in groups of 4")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="of the policies, and of all draws")] = 0,
+    pathwise: Annotated[bool, typer.Option(help="also through the sampler; memory grows with steps")] = True,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value; may be repeated")] = None,
+    config: Annotated[Path | None, typer.Option(help="a recipe file instead of --method")] = None,
+    out: Annotated[Path, typer.Option("--out", help="folder of the runs")] = Path("runs"),
+    format_: Annotated[Literal["table", "json"], typer.Option("--format", help="table or json")] = "table",
+) -> None:
+    """Measure bias and variance of the distillation gradient's estimators; lists are swept over."""
+    from .config import RunConfig, load_recipe
+    from .registry import parse_tasks, recipe
+    from .runtime import check_writable, command_line
+
+    wanted = parse_tasks(tasks)
+    plan = load_recipe(config or recipe(method), wanted, set_ or [])
+    if not plan.stages or not set(wanted) <= {task for task, _ in plan.stages[-1].teachers}:
+        raise UserError(f"recipe {plan.name!r} ends without a teacher for each of {', '.join(wanted)}; try opd")
+    own = plan.stages[-1].sampler
+    grid = list(
+        product(
+            _students(at, plan.stages),
+            _names(sampler),
+            _numbers("steps", steps or str(own.steps), int),
+            _numbers("noise levels", noise_levels, float),
+            _numbers("side", side, int) if side else [0],
+            wanted,
+        )
+    )
+    _check_samplers(grid)
+    check_writable(out)
+    from .console import make_console
+    from .leaderboards.variance import variance_blocks
+    from .runner import Runner
+    from .show import print_blocks, print_json
+    from .variance_record import flat
+
+    runner = Runner(RunConfig(plan, wanted, model, seed), out, False, command_line(), make_console())
+    record, folder = study(runner, grid, redraws // 4, pathwise, out)
+    runner.console.note(f"record: {folder / 'variance.json'}, figures beside it")
+    if format_ == "json":
+        print_json([flat(row) for row in record.table_rows()])
+    else:
+        print_blocks(variance_blocks(record))
+
+
+Point = tuple[str, str, int, float, int, str]
+"""Student, sampler, steps, noise level, side of the latent (0 is the model's own), task."""
+
+
+def study(runner: Runner, grid: Sequence[Point], draws: int, pathwise: bool, out: Path) -> tuple[VarianceRecord, Path]:
+    """The record of a grid of settings and its folder; a finished one is found.
+
+    Args:
+        runner: of the recipe, for its stages.
+        grid: settings.
+        draws: groups of pictures.
+        pathwise: measure the gradient through the sampler too.
+        out: folder of the runs.
+    """
+    from .config import digest
+    from .figures import write_figures
+    from .runtime import environment
+    from .variance import measure
+    from .variance_record import FILE, SCHEMA, VarianceRecord
+
+    last = runner.config.recipe.stages[-1]
+    used = {name: runner.digests[name] for name in _needed(last, grid)}
+    one = digest([SCHEMA, used, grid, draws, pathwise, runner.config.seed, runner.weights])
+    folder = out / f"variance-{runner.config.recipe.name}-s{runner.config.seed}-{one[:8]}"
+    if (folder / FILE).exists():
+        runner.console.note(f"study {folder} is finished")
+        return VarianceRecord.load(folder), folder
+    done = runner.finish(used)
+    scenes, rows = [], []
+    for k, point in enumerate(grid):
+        subject = place(runner, last, done, point)
+        scene, found = measure(subject, draws, pathwise)
+        scenes.append(scene)
+        rows += found
+        runner.console.progress("measure", k + 1, len(grid), {})
+    source = {"source": runner.config.model, "hash": runner.weights}
+    record = VarianceRecord(
+        one, runner.config.recipe.name, runner.config.seed, source, used,
+        tuple(scenes), tuple(rows), environment(), runner.command,
+    )  # fmt: skip
+    write_figures(record, folder)
+    record.save(folder)
+    return record, folder
+
+
+def place(runner: Runner, last: Stage, done: Mapping[str, Done], point: Point) -> Subject:
+    """The student of a setting with its teacher."""
+    from .adapters import ATTENTION, Lora
+    from .core import Meter, Sampler
+    from .flow import transitions, with_density
+    from .methods import Actors
+    from .variance import Subject
+    from .variance_record import Setting
+
+    at, name, steps, level, side, task = point
+    sampler = Sampler(name, steps, level, last.sampler.guidance)
+    model = runner.model
+    start = done[at][1] if at in done else None
+    lora = start.lora if start else Lora(last.rank, last.alpha, last.targets or ATTENTION)
+    channels, *own = model.latent_shape
+    shape = (channels, side or own[0], side or own[1])
+    walked = transitions(sampler, model.sigmas(steps))
+    with_density(walked)
+    actors = Actors(
+        model=model, student=model.student(lora, sampler.guidance, runner.config.seed, start),
+        base=model.frozen(None, sampler.guidance), old=None, teachers=runner.teachers(last, done),
+        evaluators=runner.evaluators, sampler=sampler, steps=walked, meter=Meter(),
+    )  # fmt: skip
+    setting: Setting = Setting(task, at, name, steps, level, shape[1])
+    return Subject(setting, actors, runner.evaluators[task].prompts("train"), shape, runner.config.seed)
+
+
+def _needed(last: Stage, grid: Sequence[Point]) -> list[str]:
+    """Stages that the study uses, in a fixed order; `base` is none."""
+    from .runner import BASE
+
+    found = {point[0] for point in grid} | {name for _, name in last.teachers}
+    return sorted(found - {BASE})
+
+
+def _students(text: str, stages: Sequence[Stage]) -> list[str]:
+    from .runner import BASE
+
+    if not text:
+        starts = stages[-1].starts
+        return [starts[0] if len(starts) == 1 else BASE]
+    known = [BASE, *(stage.name for stage in stages)]
+    for name in _names(text):
+        if name not in known:
+            raise unknown("stage", name, known)
+    return _names(text)
+
+
+def _check_samplers(grid: Sequence[Point]) -> None:
+    from .core import DETERMINISTIC, Sampler
+
+    for _, name, steps, level, side, _ in grid:
+        Sampler(name, steps, level)
+        if name in DETERMINISTIC or level == 0:
+            raise UserError(f"sampler {name!r} with noise level {level} has no density; use flow-sde with 0.7")
+        if side < 0:
+            raise UserError(f"side is {side}; expected at least 1")
+
+
+def _names(text: str) -> list[str]:
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found or len(set(found)) < len(found):
+        raise UserError(f"bad list {text!r}; expected names with commas between, each once")
+    return found
+
+
+def _numbers(what: str, text: str, kind: Callable[[Any], Value]) -> list[Value]:
+    try:
+        return [kind(part) for part in _names(text)]
+    except ValueError:
+        raise UserError(f"{what} is {text!r}; expected numbers with commas between") from None
