@@ -8,6 +8,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from .bench_command import bench
 from .errors import UserError, unknown
 from .runtime import check_writable, command_line
 from .variance_command import variance
@@ -97,9 +98,6 @@ def _plan(runner: object) -> None:
         state = "finished" if runner.store.finished_stage(one) else "to train"
         print(f"{stage.name:20} {stage.method:8} {','.join(stage.tasks):24} {stage.updates:5} updates  {one}  {state}")
     print(f"record: {runner.folder / 'record.json'}")
-
-
-app.command()(variance)
 
 
 @app.command()
@@ -278,6 +276,10 @@ def doctor(
     print_checks(checks, format_)
     if not all(check["ok"] for check in checks):
         raise typer.Exit(1)
+
+
+app.command()(variance)
+app.command()(bench)
 
 
 def main() -> NoReturn:

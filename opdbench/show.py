@@ -75,6 +75,15 @@ def print_checks(checks: Sequence[Mapping[str, Any]], format_: str) -> None:
         print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['what']}")
 
 
+def print_figures(figures: Mapping[str, float], format_: str) -> None:
+    """Named numbers, one a line."""
+    if format_ == "json":
+        print_json(figures)
+        return
+    for name, value in figures.items():
+        print(f"{name:34} {value:.4g}")
+
+
 def print_findings(findings: Sequence[Finding], format_: str) -> None:
     """What a check found."""
     if format_ == "json":
