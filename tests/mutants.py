@@ -1,0 +1,157 @@
+"""Faults planted in a copy of the package, and which layers of `opdbench check` see them.
+
+`python tests/mutants.py` plants each, runs the quick layers as a person would, and prints a table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from opdbench.leaderboards import repeat
+from opdbench.leaderboards.reference import Reference
+from opdbench.runtime import environment
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ("determinism", "trajectory")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`before` stands once in `file` and becomes `after`."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+
+
+FAULTS = (
+    Fault("learning rate doubled", "opdbench/trainer.py", "lr=stage.lr,", "lr=2 * stage.lr,"),
+    Fault(
+        "teachers swapped",
+        "opdbench/opd.py",
+        "teacher = actors.teachers[task]",
+        "teacher = actors.teachers[{'ocr': 'geneval', 'geneval': 'ocr'}.get(task, task)]",
+    ),
+    Fault(
+        "guidance dropped",
+        "opdbench/model.py",
+        "return without + self.guidance * (with_text - without)",
+        "return with_text",
+    ),
+    Fault(
+        "weight average off",
+        "opdbench/trainer.py",
+        "min(self.stage.ema, (1 + update) / (10 + update))",
+        "0.0",
+    ),
+    Fault(
+        "test prompts of OCR changed",
+        "evaluators/ocr.py",
+        "return self._prompts(split)",
+        "return self._prompts(split)[1:]",
+    ),
+    Fault(
+        "GenEval counts off by one",
+        "evaluators/geneval_rules.py",
+        "else len(boxes) >= want\n",
+        "else len(boxes) > want\n",
+    ),
+    Fault(
+        "Flow-SDE's std without sqrt(-dt)",
+        "opdbench/flow.py",
+        "(1 + half * (1 - t)) * dt, sigma * math.sqrt(-dt)",
+        "(1 + half * (1 - t)) * dt, sigma",
+    ),
+    Fault("one seed for all runs", "opdbench/trainer.py", 'f"{seed}/{stage.name}"', 'f"0/{stage.name}"'),
+    Fault("the same noise every update", "opdbench/trainer.py", "{self.key}/{update}/{p.id}", "{self.key}/{p.id}"),
+    Fault(
+        "gradients not clipped",
+        "opdbench/trainer.py",
+        "self.parameters.values(), self.stage.clip)",
+        "self.parameters.values(), 1e9)",
+    ),
+    Fault(
+        "NFT's bad branch has the good one's sign",
+        "baselines/nft.py",
+        "old - self.beta * v), x0)",
+        "old + self.beta * v), x0)",
+    ),
+    Fault(
+        "prompt order hangs on the process",
+        "opdbench/trainer.py",
+        'Random(f"{key}/{epoch}")',
+        'Random(hash(f"{key}/{epoch}"))',
+    ),
+    Fault(
+        "training ends after 5 updates",
+        "opdbench/trainer.py",
+        "range(self.state.update, self.stage.updates)",
+        "range(self.state.update, min(5, self.stage.updates))",
+    ),
+)
+
+
+def plant(fault: Fault | None, place: Path) -> Path:
+    """A copy of the package with the fault, laid out as if it were installed; to be put on PYTHONPATH."""
+    skip = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "opdbench", place / "opdbench", ignore=skip)
+    for name in ("baselines", "evaluators", "leaderboards"):
+        shutil.copytree(ROOT / name, place / "opdbench" / name, ignore=skip)
+    if fault is not None:
+        file = place / ("" if fault.file.startswith("opdbench/") else "opdbench") / fault.file
+        file.write_text(file.read_text(encoding="utf-8").replace(fault.before, fault.after), encoding="utf-8")
+    return place
+
+
+def record(place: Path) -> Path:
+    """Reference values of the package as it is, without runs of full length; no clean commit is asked for."""
+    one, two = (repeat.figures(repeat.short_run(place / n, {"OMP_NUM_THREADS": n})) for n in "12")
+    path = place / "references.json"
+    Reference(environment(), one, repeat.tolerances(one, two), ()).save(path)
+    return path
+
+
+def judge(site: Path, references: Path, layers: tuple[str, ...] = LAYERS) -> dict[str, tuple[str, str]]:
+    """Verdict and detail of each layer, by `opdbench check` on the package in `site`."""
+    words = [sys.executable, "-c", "from opdbench.cli import main; main()", "check", "--format", "json"]
+    words += ["--references", str(references), *(word for layer in layers for word in ("--only", layer))]
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=site)
+    return {one["layer"]: (one["verdict"], one["detail"]) for one in json.loads(done.stdout)}
+
+
+def _cpu_seconds() -> float:
+    """Of all child processes so far: what it takes on one free core, however busy the machine is."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> None:
+    """Every fault, and none; a table on standard output."""
+    with TemporaryDirectory() as name:
+        place = Path(name)
+        references = record(place)
+        print("| planted fault | seen by | CPU seconds | first sign |\n|---|---|---|---|")
+        for number, fault in enumerate((None, *FAULTS)):
+            site = plant(fault, place / str(number))
+            start = _cpu_seconds()
+            found = judge(site, references)
+            seconds = _cpu_seconds() - start
+            seen = [layer for layer, (verdict, _) in found.items() if verdict == "diverged"]
+            sign = found[seen[-1]][1].partition(";")[0] if seen else ""
+            print(
+                f"| {fault.name if fault else 'none'} | {', '.join(seen) or '-'} | {seconds:.0f} | {sign} |", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""`opdbench check` sees planted faults; the whole study is `python tests/mutants.py`."""
+
+from __future__ import annotations
+
+import pytest
+from mutants import FAULTS, ROOT, judge, plant
+
+from opdbench.leaderboards import repeat
+from opdbench.leaderboards.reference import Reference
+from opdbench.runtime import environment
+
+TOLERANCE = {"loss": 1e-4, "grad_norm": 1e-4, "score": 1e-6}
+"""Several times what `opdbench check --record` measures, as one run is to do here."""
+QUICK = ("teachers swapped", "Flow-SDE's std without sqrt(-dt)")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_every_fault_can_be_planted(fault):
+    source = (ROOT / fault.file).read_text(encoding="utf-8")
+    assert source.count(fault.before) == 1
+    compile(source.replace(fault.before, fault.after), fault.file, "exec")
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """What the package does now."""
+    place = tmp_path_factory.mktemp("reference")
+    run = repeat.short_run(place / "run", {"OMP_NUM_THREADS": "1"})
+    Reference(environment(), repeat.figures(run), TOLERANCE, ()).save(place / "references.json")
+    return place / "references.json"
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.name in QUICK], ids=lambda fault: fault.name)
+def test_the_trajectory_layer_sees_it_and_names_the_student(fault, references, tmp_path):
+    found = judge(plant(fault, tmp_path / "site"), references, ("trajectory",))
+    verdict, detail = found["trajectory"]
+    assert verdict == "diverged"
+    assert detail.startswith("student update 1")
