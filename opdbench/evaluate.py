@@ -16,10 +16,10 @@ from .flow import transitions
 from .model import Model, Policy
 from .record import read_samples, write_samples
 from .runtime import peak_mib
+from .team import ALONE, Team
 from .walk import Noise, sample
 
 BATCH = 64
-PARTS = 4
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def write_parts(
     score: Callable[[Sequence[T]], list[Sample]],
     progress: Progress,
     share: tuple[int, int] = (0, 1),
-) -> list[Path]:
+) -> None:
     """Score items `size` at a time into parts beside `target`, those that are there already left as they are.
 
     Args:
@@ -68,30 +68,36 @@ def write_parts(
         score: rows of some items.
         progress: told how many items are done.
         share: `(k, n)` for every n-th part from the k-th, so that n processes can share the work.
-
-    Returns:
-        The parts of that share, in order.
     """
-    parts = []
     for number, first in list(enumerate(range(0, len(items), size)))[share[0] :: share[1]]:
-        part = target.with_suffix(f".part{number}")
+        part = _part(target, number)
         if not part.exists():
             write_samples(part, score(items[first : first + size]))
-        parts.append(part)
         progress(min(first + size, len(items)), len(items))
-    return parts
+
+
+def _part(target: Path, number: int) -> Path:
+    return target.with_suffix(f".part{number}")
 
 
 def score_in_parts(
-    items: Sequence[T], size: int, target: Path, score: Callable[[Sequence[T]], list[Sample]], progress: Progress
+    items: Sequence[T],
+    size: int,
+    target: Path,
+    score: Callable[[Sequence[T]], list[Sample]],
+    progress: Progress,
+    team: Team = ALONE,
 ) -> list[Sample]:
-    """Rows of all items in `target`; finished parts are kept, so a killed run goes on."""
-    parts = write_parts(items, size, target, score, progress)
-    rows = [row for part in parts for row in read_samples(part)]
-    write_samples(target, rows)
-    for part in parts:
-        part.unlink()
-    return rows
+    """Rows of all items in `target`; finished parts are kept, so a killed run goes on, with any number of processes."""
+    write_parts(items, size, target, score, progress, (team.rank, team.size))
+    team.wait()
+    if team.leads:
+        parts = [_part(target, number) for number in range(-(-len(items) // size))]
+        write_samples(target, [row for part in parts for row in read_samples(part)])
+        for part in parts:
+            part.unlink()
+    team.wait()
+    return read_samples(target)
 
 
 def make_row(evaluator: Evaluator, prompt: Prompt, index: int, score: Score) -> Sample:
@@ -110,17 +116,17 @@ def evaluate(
     target: Path,
     meter: Meter,
     progress: Progress,
+    team: Team = ALONE,
 ) -> list[Sample]:
-    """Score a policy on one task."""
+    """Score a policy on one task, each process of the team a share of the pictures."""
     for prompt in prompts:
         evaluator.check(prompt)
     pairs = [(p, k) for p in prompts for k in range(p.images)]
-    size = BATCH * max(1, -(-len(pairs) // (BATCH * PARTS)))
 
     def score(part: Sequence[tuple[Prompt, int]]) -> list[Sample]:
         return _score(model, policy, sampler, evaluator, part, meter)
 
-    return score_in_parts(pairs, size, target, score, progress)
+    return score_in_parts(pairs, BATCH, target, score, progress, team)
 
 
 def _score(
@@ -131,15 +137,11 @@ def _score(
     pairs: Sequence[tuple[Prompt, int]],
     meter: Meter,
 ) -> list[Sample]:
-    rows: list[Sample] = []
-    for first in range(0, len(pairs), BATCH):
-        start = time.perf_counter()
-        chunk = pairs[first : first + BATCH]
-        images = generate(model, policy, sampler, chunk)
-        scores = evaluator.score(images, [prompt for prompt, _ in chunk])
-        rows += [make_row(evaluator, prompt, k, score) for (prompt, k), score in zip(chunk, scores, strict=True)]
-        meter.count("evaluation", len(chunk) * sampler.steps, policy.passes)
-        meter.images += len(chunk)
-        meter.seconds += time.perf_counter() - start
-        meter.peak_mib = max(meter.peak_mib, peak_mib(model.device.type))
-    return rows
+    start = time.perf_counter()
+    images = generate(model, policy, sampler, pairs)
+    scores = evaluator.score(images, [prompt for prompt, _ in pairs])
+    meter.count("evaluation", len(pairs) * sampler.steps, policy.passes)
+    meter.images += len(pairs)
+    meter.seconds += time.perf_counter() - start
+    meter.peak_mib = max(meter.peak_mib, peak_mib(model.device.type))
+    return [make_row(evaluator, prompt, k, score) for (prompt, k), score in zip(pairs, scores, strict=True)]
