@@ -1,4 +1,4 @@
-"""What each process of `test_team.py` runs: small stages of three methods, trained through the one loop."""
+"""What each process of `test_team.py` runs: small stages of three methods, and an evaluation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from opdbench import trainer
+from opdbench import evaluate, trainer
 from opdbench.config import Stage
-from opdbench.core import Sampler
+from opdbench.core import Meter, Sampler
 from opdbench.errors import UserError
 from opdbench.model import Model
 from opdbench.registry import evaluator
@@ -54,6 +54,10 @@ def main() -> None:
             about = {"forwards": meter.forwards, "images": meter.images, "loss": one.state.log[-1]["loss"]}
             write_json(place / "about.json", about)
         team.wait()
+    evaluate.BATCH = 8
+    policy, prompts = teachers["ocr"], evaluators["ocr"].prompts("test")[:10]
+    scored = (model, policy, Sampler("ode", 2), evaluators["ocr"], prompts, folder / "rows.jsonl", Meter())
+    evaluate.evaluate(*scored, lambda done, total: None, team)
 
 
 if __name__ == "__main__":

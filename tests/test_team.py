@@ -62,6 +62,13 @@ def test_two_processes_train_what_one_does(trained, method):
     assert about[0]["loss"] == pytest.approx(about[1]["loss"], rel=1e-5, abs=1e-6)
 
 
+def test_two_processes_score_the_rows_of_one(trained):
+    rows = [(trained[size] / "rows.jsonl").read_bytes() for size in (1, 2)]
+    assert rows[0] == rows[1]
+    assert rows[0].count(b"\n") == 20
+    assert not list(trained[2].glob("*.part*"))
+
+
 def test_a_lost_process_is_a_clear_line_and_the_rest_goes_on_alone(trained, tmp_path):
     done = start(tmp_path, 2, "--die", "opd")
     assert done.returncode != 0
