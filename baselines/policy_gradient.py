@@ -46,6 +46,14 @@ def advantages(rewards: Tensor, images: int, global_std: bool = True) -> Tensor:
     return (centred / spread.clamp(min=1e-4)).flatten()
 
 
+def task_advantages(rewards: Tensor, batch: Batch, global_std: bool = True) -> Tensor:
+    """`advantages` of each task's pictures by themselves, since the tasks' rewards have scales of their own."""
+    found = torch.empty_like(rewards)
+    for rows in batch.rows_by_task().values():
+        found[rows] = advantages(rewards[rows], batch.images, global_std)
+    return found
+
+
 @dataclass(frozen=True)
 class Visit:
     """The student, with gradient, at a step of the rollout; tensors have the `rows` of the batch only.

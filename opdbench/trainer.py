@@ -55,6 +55,19 @@ def pick_prompts(pool: Sequence[Prompt], key: str, first: int, count: int) -> li
     return found
 
 
+def shares(stage: Stage, update: int) -> list[tuple[str, int, int]]:
+    """Of each task, how many prompts it had before `update` and how many it has in it.
+
+    The tasks take turns, so where the prompts do not split evenly the odd one goes to another in each update.
+    """
+    number = len(stage.tasks)
+
+    def before(k: int, now: int) -> int:
+        return (now * stage.prompts - k + number - 1) // number
+
+    return [(task, before(k, update), before(k, update + 1) - before(k, update)) for k, task in enumerate(stage.tasks)]
+
+
 class Trainer:
     """Trains one stage in `folder`, going on from its last checkpoint."""
 
@@ -76,8 +89,6 @@ class Trainer:
         self.pools = {task: evaluators[task].prompts("train") for task in stage.tasks}
         if self.method.needs_teacher and not set(stage.tasks) <= set(teachers):
             raise UserError(f"stage {stage.name!r} has teachers for {sorted(teachers)}; expected {sorted(stage.tasks)}")
-        if stage.prompts % len(stage.tasks):
-            raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts do not split over {len(stage.tasks)} tasks")
         guidance = stage.sampler.guidance
         self.student = model.student(self.lora, guidance, seed, start)
         self.parameters = adapters.trainable(self.student.network)
@@ -99,6 +110,7 @@ class Trainer:
             steps=transitions(stage.sampler, model.sigmas(stage.sampler.steps)),
             meter=self.state.meter,
             descend=self._descend,
+            weights=dict(stage.rewards),
         )
 
     def run(self, report: Report) -> Adapter:
@@ -120,11 +132,11 @@ class Trainer:
 
     def batch(self, update: int) -> Batch:
         """The prompts and noise of an update, the same whenever it is asked for."""
-        each, images = self.stage.prompts // len(self.stage.tasks), self.stage.images
+        images = self.stage.images
         prompts = [
             prompt
-            for task in self.stage.tasks
-            for prompt in pick_prompts(self.pools[task], f"{self.key}/{task}", update * each, each)
+            for task, first, count in shares(self.stage, update)
+            for prompt in pick_prompts(self.pools[task], f"{self.key}/{task}", first, count)
             for _ in range(images)
         ]
         keys = [f"{self.key}/{update}/{p.id}/{k}" for k, p in enumerate(prompts)]
