@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opdbench.baselines.policy_gradient import Visit, advantages, clipped, replay, trained_steps
+from opdbench.baselines.policy_gradient import Visit, clipped, replay, task_advantages, trained_steps
 from opdbench.flow import kl_weight
 from opdbench.methods import Actors, Batch, Method
 
@@ -43,7 +43,7 @@ class GRPO(Method):
         """One loss a step and share of the pictures."""
         rollout = actors.rollout(batch)
         steps = trained_steps(rollout.path)
-        advantage = advantages(rollout.rewards, batch.images, self.global_std, actors.gather)
+        advantage = task_advantages(rollout.rewards, batch, actors.gather, self.global_std)
         for visit in replay(steps, advantage, self.inner, batch, actors):
             loss = self.surrogate(visit)
             if self.kl:

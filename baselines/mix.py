@@ -16,7 +16,7 @@ from random import Random
 
 from torch import Tensor
 
-from opdbench.baselines.policy_gradient import advantages, clipped, replay, trained_steps
+from opdbench.baselines.policy_gradient import clipped, replay, task_advantages, trained_steps
 from opdbench.errors import UserError
 from opdbench.flow import euler
 from opdbench.methods import Actors, Batch, Method
@@ -59,6 +59,6 @@ class MixGRPO(Method):
         mixed = [step if step.index in window else euler(step) for step in actors.steps]
         rollout = actors.rollout(batch, mixed)
         steps = trained_steps(rollout.path)
-        advantage = advantages(rollout.rewards, batch.images, self.global_std, actors.gather)
+        advantage = task_advantages(rollout.rewards, batch, actors.gather, self.global_std)
         for visit in replay(steps, advantage, self.inner, batch, actors):
             yield clipped(visit.log_ratio().exp(), visit.advantage, self.clip) / len(steps)

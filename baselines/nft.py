@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opdbench.baselines.policy_gradient import advantages
-from opdbench.methods import Actors, Batch, Gather, Method, alone
+from opdbench.baselines.policy_gradient import task_advantages
+from opdbench.methods import Actors, Batch, Method, Rollout
 from opdbench.walk import Noise
 
 
@@ -55,13 +55,17 @@ class NFT(Method):
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """One loss a noise level."""
         rollout = actors.rollout(batch)
-        r = optimality(rollout.rewards, batch.images, self.sharpness, actors.gather)
+        r = optimality(task_advantages(self.merit(rollout, batch, actors), batch, actors.gather), self.sharpness)
         x0 = rollout.latents
         fresh = Noise([f"{key.rpartition('/')[0]}/nft" for key in batch.keys], tuple(x0.shape[1:]), x0.device)
         levels = actors.steps[1 : 1 + self.times] or actors.steps[:1]
         for step in levels:
             t = torch.full((len(batch),), step.t, device=x0.device)
             yield self._branches(x0, t, fresh.draw(), r, batch, actors) / len(levels)
+
+    def merit(self, rollout: Rollout, batch: Batch, actors: Actors) -> Tensor:
+        """What makes one picture of a prompt better than another, `(B,)`; NaN where unknown."""
+        return rollout.rewards
 
     def _branches(self, x0: Tensor, t: Tensor, noise: Tensor, r: Tensor, batch: Batch, actors: Actors) -> Tensor:
         assert actors.old is not None
@@ -92,6 +96,6 @@ def branch_error(predicted: Tensor, x0: Tensor) -> Tensor:
     return error.square().mean(1) / scale
 
 
-def optimality(rewards: Tensor, images: int, sharpness: float, gather: Gather = alone) -> Tensor:
-    """R in [0, 1], clip(A s + 1/2) of the advantages over the batch's spread; NaN stays NaN."""
-    return (advantages(rewards, images, gather=gather) * sharpness + 0.5).clamp(0, 1)
+def optimality(advantage: Tensor, sharpness: float) -> Tensor:
+    """R in [0, 1], clip(A s + 1/2); NaN stays NaN."""
+    return (advantage * sharpness + 0.5).clamp(0, 1)

@@ -30,20 +30,43 @@ ADVANTAGE_LIMIT = 5.0
 """Clamp of the advantages in flow_grpo and DanceGRPO."""
 
 
-def advantages(rewards: Tensor, images: int, global_std: bool = True, gather: Gather = alone) -> Tensor:
+def advantages(rewards: Tensor, images: int, global_std: bool = True) -> Tensor:
     """Rewards `(B,)`, `images` consecutive ones a prompt, centred per prompt and scaled; NaN stays NaN.
 
-    The scale is the standard deviation of what is centred, over the batch of all processes or for each prompt.
+    The scale is the standard deviation of what is centred, over the batch or for each prompt.
     """
+    centred = _centre(rewards, images)
+    return _scale(centred, centred if global_std else None)
+
+
+def task_advantages(rewards: Tensor, batch: Batch, gather: Gather = alone, global_std: bool = True) -> Tensor:
+    """`advantages` of each task's pictures by themselves, since the tasks' rewards have scales of their own.
+
+    A batch that several processes share has one scale a task.
+    """
+    rows, found = batch.rows_by_task(), torch.empty_like(rewards)
+    centred = {task: _centre(rewards[picked], batch.images) for task, picked in rows.items()}
+    everyone = gather(centred) if global_std else []
+    for task, picked in rows.items():
+        whole = torch.cat([part[task] for part in everyone if task in part]) if global_std else None
+        found[picked] = _scale(centred[task], whole)
+    return found
+
+
+def _centre(rewards: Tensor, images: int) -> Tensor:
+    """Rewards minus their prompt's mean, `(prompts, images)`."""
     if images < 2:
         raise UserError(f"images is {images}; advantages compare the pictures of a prompt: set it to 2 or more")
     groups = rewards.view(-1, images)
-    centred = groups - groups.nanmean(1, keepdim=True)
-    if global_std:
-        everyone = gather(centred)
-        spread = everyone[~everyone.isnan()].std()
+    return groups - groups.nanmean(1, keepdim=True)
+
+
+def _scale(centred: Tensor, whole: Tensor | None) -> Tensor:
+    """`centred` over the standard deviation of `whole`, or of each prompt, `(B,)`."""
+    if whole is not None:
+        spread = whole[~whole.isnan()].std()
     else:
-        freedom = (~groups.isnan()).sum(1, keepdim=True) - 1
+        freedom = (~centred.isnan()).sum(1, keepdim=True) - 1
         spread = (centred.square().nansum(1, keepdim=True) / freedom).sqrt()
     return (centred / spread.clamp(min=1e-4)).flatten()
 

@@ -54,26 +54,27 @@ def run(
     format_: FormatOption = "table",
 ) -> None:
     """Train the stages of a recipe, evaluate every policy, and print the table."""
-    from .config import RunConfig, load_recipe
     from .registry import parse_tasks, recipe
 
-    wanted = parse_tasks(tasks)
-    plan = load_recipe(config or recipe(method), wanted, set_ or [])
-    numbers = parse_seeds(seeds)
+    wanted, source, numbers = parse_tasks(tasks), config or recipe(method), parse_seeds(seeds)
     check_writable(out)
+    from .budget import plan as make_plan
+    from .config import RunConfig
     from .console import make_console
+    from .launch import print_plan
     from .leaderboards.runs import Run
     from .model import locate
     from .runner import Runner
     from .show import print_json, print_runs
 
+    plan = make_plan(source, wanted, set_ or [])
     locate(model)
     console = make_console()
     runs = []
     for seed in numbers:
         runner = Runner(RunConfig(plan, wanted, model, seed, limit), out, fresh, command_line(), console)
         if dry_run:
-            _plan(runner)
+            print_plan(runner)
             continue
         done = runner.finished()
         if done is not None:
@@ -87,17 +88,6 @@ def run(
         print_json({"rows": [r for x in records for r in table.rows(x)], "costs": [table.costs(x) for x in records]})
     elif runs:
         print_runs(runs)
-
-
-def _plan(runner: object) -> None:
-    from .runner import Runner
-
-    assert isinstance(runner, Runner)
-    for stage in runner.config.recipe.stages:
-        one = runner.digests[stage.name]
-        state = "finished" if runner.store.finished_stage(one) else "to train"
-        print(f"{stage.name:20} {stage.method:8} {','.join(stage.tasks):24} {stage.updates:5} updates  {one}  {state}")
-    print(f"record: {runner.folder / 'record.json'}")
 
 
 @app.command()

@@ -1,12 +1,10 @@
-"""Recipes: TOML files to frozen stages, `--set` overrides, and digests that name results."""
+"""Recipes as frozen stages, and digests that name results."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +12,9 @@ from typing import Any
 
 from .core import Sampler
 from .errors import UserError, unknown
+from .recipes import read_recipe
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+BEFORE = "{before}"
 
 
 @dataclass(frozen=True)
@@ -30,13 +26,15 @@ class Stage:
         method: entry point of the loss.
         tasks: prompts and rewards that it trains on.
         updates: optimizer steps.
-        prompts: prompts an update, split evenly over the tasks.
+        prompts: prompts an update; the tasks take turns.
         images: pictures a prompt.
         teachers: task and stage that teaches it; `base` is the untouched model with its own guidance. In a
             recipe, `teacher` is that of every task, and a table `teachers` names single or further ones.
         teacher_guidance: guidance of the teachers here; 0 is each one's own.
-        init: stage whose adapter it starts from; a fresh one if empty; the mean of several with + between.
-            `{task}` in a recipe names one a task.
+        init: stage whose adapter it starts from; a fresh one if empty; the mean of several with + between. In a
+            recipe, `{task}` names one a task, and `{before}` is the stage just before.
+        rewards: weight of each task's reward where every prompt is paid for all that can be judged on it; a
+            prompt's own task alone pays if empty.
         sampler: how the policy walks in training and when it teaches.
         eval_sampler: how it walks in evaluation.
         lr, weight_decay, clip, ema: optimizer settings; `ema` is the decay of the weight average.
@@ -64,6 +62,7 @@ class Stage:
     rank: int = 32
     alpha: int = 64
     targets: tuple[str, ...] = ()
+    rewards: tuple[tuple[str, float], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -74,12 +73,25 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A baseline: its stages in order; the last one is its result."""
+    """A baseline: its stages in order.
+
+    Attributes:
+        student: whether the last stage is the result; else all that nothing builds on are teachers.
+        budget: recipe whose total cost this one should have: the updates of the stages that are not that one's
+            are then proportions (`opdbench.budget`). Setting updates by hand switches it off.
+    """
 
     name: str
     description: str
     base_sampler: Sampler
     stages: tuple[Stage, ...]
+    student: bool = True
+    budget: str = ""
+
+    def guidance(self, stage: Stage, teacher: str) -> float:
+        """Guidance of a stage's teacher, which is the base model if no stage has its name."""
+        own = next((s.sampler for s in self.stages if s.name == teacher), self.base_sampler)
+        return stage.teacher_guidance or own.guidance
 
 
 @dataclass(frozen=True)
@@ -115,71 +127,30 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_recipe(source: Path, tasks: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe for `tasks`.
-
-    A table `[defaults]` holds keys that every stage has unless it says otherwise; name, method and options are a
-    stage's own.
+def load_recipe(
+    source: Path, tasks: Sequence[str], overrides: Sequence[str] = (), recipes: Mapping[str, Path] | None = None
+) -> Recipe:
+    """Read a recipe for `tasks`; `recipes.py` says what its file may hold.
 
     Args:
         source: the TOML file.
         tasks: tasks in order; a stage whose name holds `{task}` is made for each.
         overrides: `stage.key=value` or `stage.table.key=value`, value in TOML.
+        recipes: files of the recipes that `extends` may name besides those in the source's folder.
     """
-    try:
-        raw = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"cannot read recipe {str(source)!r}: {error}") from error
-    known = {"description", "base_sampler", "defaults", "stage"}
-    for key in raw:
-        if key not in known:
-            raise unknown("recipe key", key, known)
-    tables = raw.get("stage", [])
-    if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
-        raise UserError(f"recipe {str(source)!r}: expected [[stage]] tables")
-    defaults = _defaults(raw.get("defaults", {}))
-    tables = [copy.deepcopy(defaults) | table for table in tables]
-    for text in overrides:
-        _override(raw, tables, text)
+    inherited = {f.name for f in dataclasses.fields(Stage)} - {"name", "method", "options"} | {"teacher"}
+    raw, tables = read_recipe(source, recipes or {}, inherited, overrides)
     stages: list[Stage] = []
     for table in tables:
-        if not isinstance(table.get("name"), str) or not isinstance(table.get("method"), str):
-            raise UserError(f"recipe {str(source)!r}: every stage needs a name and a method")
         one_each = "{task}" in table["name"]
         for task in tasks if one_each else [""]:
-            stages.append(_stage(table, (task,) if one_each else tuple(table.get("tasks", tasks))))
+            now = table if table.get("init") != BEFORE else table | {"init": stages[-1].name if stages else ""}
+            stages.append(_stage(now, (task,) if one_each else tuple(table.get("tasks", tasks))))
+    set_by_hand = any(text.partition("=")[0].strip().endswith(".updates") for text in overrides)
+    values = {k: v for k, v in raw.items() if k in ("description", "student") or (k == "budget" and not set_by_hand)}
     base = _build(Sampler, raw.get("base_sampler", {}), "base_sampler")
-    return Recipe(source.stem, str(raw.get("description", "")), base, tuple(stages))
-
-
-def _defaults(table: object) -> dict[str, Any]:
-    if not isinstance(table, dict):
-        raise UserError(f"defaults is {table!r}; expected a table")
-    known = {f.name for f in dataclasses.fields(Stage)} - {"name", "method", "options"} | {"teacher"}
-    for key in table:
-        if key not in known:
-            raise unknown("key of defaults", key, known)
-    return table
-
-
-def _override(raw: dict[str, Any], tables: list[dict[str, Any]], text: str) -> None:
-    path, separator, value = text.partition("=")
-    keys = path.strip().split(".")
-    if not separator or len(keys) < 2:
-        raise UserError(f"bad override {text!r}; expected stage.key=value, for example student.updates=10")
-    names = {t["name"].replace("{task}", "").rstrip("-"): t for t in tables if isinstance(t.get("name"), str)}
-    names["base_sampler"] = raw.setdefault("base_sampler", {})
-    if keys[0] not in names:
-        raise unknown("stage", keys[0], names)
-    table = names[keys[0]]
-    for key in keys[1:-1]:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise UserError(f"bad override {text!r}: {key!r} is not a table")
-    try:
-        table[keys[-1]] = tomllib.loads(f"value = {value.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        table[keys[-1]] = value.strip()
+    parts = {"name": source.stem, "base_sampler": base, "stages": tuple(stages)}
+    return _build(Recipe, {"description": "", **values, **parts}, f"recipe {str(source)!r}")
 
 
 def _stage(table: Mapping[str, Any], tasks: tuple[str, ...]) -> Stage:
@@ -196,9 +167,21 @@ def _stage(table: Mapping[str, Any], tasks: tuple[str, ...]) -> Stage:
     for key in ("sampler", "eval_sampler"):
         default = table.get("sampler", {}) if key == "eval_sampler" else {}
         values[key] = _build(Sampler, table.get(key, default), f"{values['name']}.{key}")
+    if "rewards" in values:
+        values["rewards"] = _weights(values["rewards"], tasks, values["name"])
     if "targets" in values:
         values["targets"] = tuple(values["targets"])
     return _build(Stage, values, f"stage {values['name']!r}")
+
+
+def _weights(table: object, tasks: Sequence[str], where: str) -> tuple[tuple[str, float], ...]:
+    """The weights of those tasks that are learnt."""
+    if not isinstance(table, Mapping) or not all(isinstance(w, (int, float)) for w in table.values()):
+        raise UserError(f"stage {where!r}: rewards is {table!r}; expected a table of task and weight")
+    for task in tasks:
+        if task not in table:
+            raise UserError(f"stage {where!r}: rewards has no weight of {task!r}; add one, for example {task} = 1.0")
+    return tuple((task, float(table[task])) for task in tasks)
 
 
 def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:

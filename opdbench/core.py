@@ -150,6 +150,15 @@ class Evaluator(Protocol):
         ...
 
 
+def judges(evaluator: Evaluator, prompt: Prompt) -> bool:
+    """Whether the evaluator can score pictures of `prompt`, its own or another task's."""
+    try:
+        evaluator.check(prompt)
+    except UserError:
+        return False
+    return True
+
+
 def metric_key(evaluator: Evaluator) -> str:
     """Name, version and backend: `geneval@1[shapes]`."""
     return f"{evaluator.name}@{evaluator.version}[{evaluator.backend}]"

@@ -8,16 +8,20 @@ a walk in progress.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from .core import Evaluator, Meter, Prompt, Sampler
+from .core import Evaluator, Meter, Prompt, Sampler, judges
 from .flow import Transition
 from .model import Condition, Model, Policy
 from .walk import Noise, Step, walk
+
+NAN = float("nan")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,21 +63,27 @@ class Rollout:
     Attributes:
         latents: final ones, `(B, C, H, W)`.
         rewards: `(B,)`, NaN where unscored.
+        parts: the same of each reward that was asked for, unweighted; NaN also where it was not asked.
         path: the steps that were taken with noise, so that they have a density.
     """
 
     latents: Tensor
     rewards: Tensor
     path: Sequence[Step] = ()
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-Gather = Callable[[Tensor], Tensor]
-"""Rows of this process to the rows of all, one process after the other."""
+class Gather(Protocol):
+    """What every process has to say, in the order of the processes."""
+
+    def __call__(self, value: T) -> list[T]:
+        """The values of all, this process's among them."""
+        ...
 
 
-def alone(rows: Tensor) -> Tensor:
+def alone(value: T) -> list[T]:
     """The gathering of a single process."""
-    return rows
+    return [value]
 
 
 def _no_optimizer() -> None:
@@ -91,7 +101,9 @@ class Actors:
         teachers: a frozen policy a task.
         descend: step the optimizer on the losses so far, for methods that take several steps on one
             rollout; after the last loss the trainer steps by itself.
-        gather: the rows of every process, one after the other; each process sees its share of a batch.
+        gather: what every process has; each sees its share of a batch only.
+        weights: of each task's reward on every picture that it can judge; if empty, a picture is paid by its
+            own task alone.
     """
 
     model: Model
@@ -106,6 +118,7 @@ class Actors:
     reward: float | None = None
     descend: Callable[[], object] = _no_optimizer
     gather: Gather = alone
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def count(self, role: str, policy: Policy, pictures: int, grad: bool = False) -> None:
         """Meter one velocity of `policy`."""
@@ -120,18 +133,29 @@ class Actors:
         taken = list(walk(policy.at(batch.condition), batch.noise, self.steps if steps is None else steps))
         latents = taken[-1].next_x
         self.meter.count("rollout", len(batch) * len(taken), policy.passes)
-        rewards = torch.full((len(batch),), float("nan"))
-        images = self.model.decode(latents)
-        for task, rows in batch.rows_by_task().items():
-            picked = rows.tolist()
-            scores = self.evaluators[task].score([images[k] for k in picked], [batch.prompts[k] for k in picked])
-            for k, score in zip(picked, scores, strict=True):
-                if score.reward is not None:
-                    rewards[k] = score.reward
-        self.meter.images += len(batch)
-        self.reward = float(self.gather(rewards).nanmean())
+        parts = self._judge(self.model.decode(latents), batch.prompts)
+        rewards = torch.zeros(len(batch))
+        for task, (rows, values) in parts.items():
+            rewards[rows] += self.weights.get(task, 1.0) * values
+        self.reward = float(torch.cat(self.gather(rewards)).nanmean())
         path = [step for step in taken if step.transition.std > 0]
-        return Rollout(latents, rewards.to(latents.device), path)
+        whole = {
+            task: torch.full((len(batch),), NAN).index_put((rows,), values) for task, (rows, values) in parts.items()
+        }
+        device = latents.device
+        return Rollout(latents, rewards.to(device), path, {task: part.to(device) for task, part in whole.items()})
+
+    def _judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> dict[str, tuple[Tensor, Tensor]]:
+        """By task, the rows that it pays for and its rewards there, NaN where it could not say."""
+        found = {}
+        for task in self.weights or dict.fromkeys(prompt.task for prompt in prompts):
+            judge = self.evaluators[task]
+            rows = [k for k, p in enumerate(prompts) if p.task == task or (self.weights and judges(judge, p))]
+            scores = judge.score([images[k] for k in rows], [prompts[k] for k in rows])
+            self.meter.images += len(rows)
+            values = [NAN if score.reward is None else score.reward for score in scores]
+            found[task] = (torch.tensor(rows), torch.tensor(values))
+        return found
 
 
 class Method(Protocol):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from . import adapters
 from .adapters import Adapter
-from .config import RunConfig, Stage, digest
+from .config import Recipe, RunConfig, Stage, digest
 from .core import Estimate, Evaluator, Meter, Sample, Sampler
 from .errors import UserError
 from .evaluate import choose, column_key, evaluate, prompt_hash
@@ -73,6 +73,19 @@ def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
             needs.append(known[name])
         found[stage.name] = digest([FORMAT, stage, config.seed, weights, needs])
     return found
+
+
+def roles(recipe: Recipe) -> dict[str, str]:
+    """Teacher or student, of the stages whose policies are evaluated.
+
+    Teachers are those that teach, those that are merged into one, and without a student all that nothing builds on.
+    """
+    taught = {name for stage in recipe.stages for _, name in stage.teachers} - {BASE}
+    merged = {name for stage in recipe.stages for name in stage.starts if len(stage.starts) > 1}
+    used = taught.union(*(stage.starts for stage in recipe.stages))
+    free = [stage.name for stage in recipe.stages if stage.name not in used]
+    found = dict.fromkeys(taught | merged, "teacher")
+    return found | dict.fromkeys(free[-1:], "student") if recipe.student else found | dict.fromkeys(free, "teacher")
 
 
 def run_digests(config: RunConfig, weights: str) -> tuple[str, str]:
@@ -167,15 +180,13 @@ class Runner:
         results: list[StageResult] = []
         done: dict[str, Done] = {}
         actors = [Actor("base", "base", (), self.config.recipe.base_sampler, None)]
-        teaching = {name for stage in self.config.recipe.stages for _, name in stage.teachers}
-        last = self.config.recipe.stages[-1].name if self.config.recipe.stages else ""
+        known = roles(self.config.recipe)
         for stage in self.config.recipe.stages:
             adapter, meter, reused = self._stage(stage, done)
             done[stage.name] = (stage, adapter)
             results.append(StageResult(stage.name, stage.method, self.digests[stage.name], stage.tasks, reused, meter))
-            if stage.name == last or stage.name in teaching:
-                role = "teacher" if stage.name in teaching else "student"
-                actors.append(Actor(stage.name, role, stage.tasks, stage.eval_sampler, adapter))
+            if stage.name in known:
+                actors.append(Actor(stage.name, known[stage.name], stage.tasks, stage.eval_sampler, adapter))
         return results, actors
 
     def _stage(self, stage: Stage, done: Mapping[str, Done]) -> tuple[Adapter, Meter, bool]:
@@ -203,12 +214,8 @@ class Runner:
         """The stage's frozen teacher of each task, with its guidance."""
         found: dict[str, Policy] = {}
         for task, source in stage.teachers:
-            if source == BASE:
-                adapter, own = None, self.config.recipe.base_sampler.guidance
-            else:
-                teacher, adapter = done[source]
-                own = teacher.sampler.guidance
-            found[task] = self.model.frozen(adapter, stage.teacher_guidance or own)
+            adapter = None if source == BASE else done[source][1]
+            found[task] = self.model.frozen(adapter, self.config.recipe.guidance(stage, source))
         return found
 
     def _evaluate(self, actor: Actor) -> PolicyResult:

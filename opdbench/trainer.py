@@ -56,6 +56,19 @@ def pick_prompts(pool: Sequence[Prompt], key: str, first: int, count: int) -> li
     return found
 
 
+def shares(stage: Stage, update: int) -> list[tuple[str, int, int]]:
+    """Of each task, how many prompts it had before `update` and how many it has in it.
+
+    The tasks take turns, so where the prompts do not split evenly the odd one goes to another in each update.
+    """
+    number = len(stage.tasks)
+
+    def before(k: int, now: int) -> int:
+        return (now * stage.prompts - k + number - 1) // number
+
+    return [(task, before(k, update), before(k, update + 1) - before(k, update)) for k, task in enumerate(stage.tasks)]
+
+
 class Trainer:
     """Trains one stage in `folder`, going on from its last checkpoint."""
 
@@ -78,8 +91,6 @@ class Trainer:
         self.pools = {task: evaluators[task].prompts("train") for task in stage.tasks}
         if self.method.needs_teacher and not set(stage.tasks) <= set(teachers):
             raise UserError(f"stage {stage.name!r} has teachers for {sorted(teachers)}; expected {sorted(stage.tasks)}")
-        if stage.prompts % len(stage.tasks):
-            raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts do not split over {len(stage.tasks)} tasks")
         if stage.prompts < team.size:
             raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts are too few for {team.size} processes")
         guidance = stage.sampler.guidance
@@ -103,7 +114,8 @@ class Trainer:
             steps=transitions(stage.sampler, model.sigmas(stage.sampler.steps)),
             meter=Meter(),
             descend=self._descend,
-            gather=lambda tensor: torch.cat(team.gather(tensor)),
+            gather=team.gather,
+            weights=dict(stage.rewards),
         )
 
     def run(self, report: Report) -> Adapter:
@@ -126,11 +138,11 @@ class Trainer:
 
     def batch(self, update: int) -> Batch:
         """The prompts and noise of an update, the same whenever it is asked for."""
-        each, images = self.stage.prompts // len(self.stage.tasks), self.stage.images
+        images = self.stage.images
         picked = [
             prompt
-            for task in self.stage.tasks
-            for prompt in pick_prompts(self.pools[task], f"{self.key}/{task}", update * each, each)
+            for task, first, count in shares(self.stage, update)
+            for prompt in pick_prompts(self.pools[task], f"{self.key}/{task}", first, count)
         ]
         rows = [p * images + k for p in self.team.share(len(picked)) for k in range(images)]
         prompts = [picked[row // images] for row in rows]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BOTTOM = {"core", "flow", "stats", "record", "config", "errors", "runtime", "variance_record"}
+BOTTOM = {"core", "flow", "stats", "record", "config", "recipes", "errors", "runtime", "variance_record"}
 MIDDLE = {
     "walk",
     "adapters",

@@ -6,20 +6,21 @@ import pytest
 import torch
 
 from opdbench.baselines.nft import NFT, branch_error, optimality
+from opdbench.baselines.policy_gradient import advantages
 from opdbench.methods import Rollout, alone
 
 
 def test_optimality_is_centred_per_prompt_and_clipped():
     rewards = torch.tensor([0.0, 1.0, 5.0, 5.0, 0.0, 10.0])
-    r = optimality(rewards, 2, 0.5)
+    r = optimality(advantages(rewards, 2), 0.5)
     centred = torch.tensor([-0.5, 0.5, 0.0, 0.0, -5.0, 5.0])
     expected = (centred / centred.std() * 0.5 + 0.5).clamp(0, 1)
     torch.testing.assert_close(r, expected)
 
 
 def test_equal_rewards_say_nothing_and_unscored_stays_unscored():
-    assert optimality(torch.ones(4), 2, 0.5).tolist() == [0.5] * 4
-    r = optimality(torch.tensor([float("nan"), 1.0, 0.0, 2.0]), 2, 0.5)
+    assert optimality(advantages(torch.ones(4), 2), 0.5).tolist() == [0.5] * 4
+    r = optimality(advantages(torch.tensor([float("nan"), 1.0, 0.0, 2.0]), 2), 0.5)
     assert r[0].isnan()
     assert not r[1:].isnan().any()
 
@@ -77,6 +78,9 @@ class _Batch:
 
     def __len__(self):
         return len(self.keys)
+
+    def rows_by_task(self):
+        return {"t": torch.arange(len(self))}
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])

@@ -9,7 +9,7 @@ from opdbench.baselines.dance import Dance, SharedStart
 from opdbench.baselines.grpo import GRPO
 from opdbench.baselines.guard import Guard, guarded_log_ratio
 from opdbench.baselines.mix import MixGRPO
-from opdbench.baselines.policy_gradient import advantages, clipped, replay, trained_steps
+from opdbench.baselines.policy_gradient import advantages, clipped, replay, task_advantages, trained_steps
 from opdbench.core import Sampler
 from opdbench.errors import UserError
 
@@ -35,6 +35,15 @@ def test_advantages_leave_out_what_was_not_scored():
         assert advantages(torch.tensor([NAN, NAN, 1.0, NAN]), 2, every).nan_to_num(0.0).tolist() == [0.0] * 4
 
 
+def test_tasks_are_scaled_by_themselves(world):
+    """A task's advantages are what they are without the other task, whatever the other's scale."""
+    batch = world.batch("k", prompts=4, images=2)  # prompts alternate between the tasks
+    rewards = torch.tensor([0.0, 1.0, 100.0, 300.0, 2.0, 5.0, 0.0, 100.0])
+    found = task_advantages(rewards, batch)
+    torch.testing.assert_close(found[[0, 1, 4, 5]], advantages(rewards[[0, 1, 4, 5]], 2))
+    torch.testing.assert_close(found[[2, 3, 6, 7]], advantages(rewards[[2, 3, 6, 7]] / 100, 2))
+
+
 def test_advantages_need_a_group():
     with pytest.raises(UserError, match="images is 1"):
         advantages(torch.ones(4), 1)
@@ -52,7 +61,7 @@ def test_the_clip_is_pessimistic():
 
 def visits(world, actors, batch, inner=1):
     rollout = actors.rollout(batch)
-    advantage = advantages(rollout.rewards, batch.images)
+    advantage = task_advantages(rollout.rewards, batch)
     return rollout, advantage, replay(trained_steps(rollout.path), advantage, inner, batch, actors)
 
 
