@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .leaderboards.curves import Curve
+
 SHOWN = ("analytic", "ppo-mean", "ppo", "reinforce", "baseline", "loo", "hybrid", "to-go", "trajectory", "pathwise")
 """Estimators with a line; more could not be told apart."""
-Draw = Callable[["Axes", Sequence[Row], str], None]
 
 
 def write_figures(record: VarianceRecord, folder: Path) -> list[Path]:
@@ -109,6 +110,31 @@ def _cosines(rows: Sequence[Row], level: float) -> Figure:
         axes[-1, across].set_xlabel(f"cosine with the analytic gradient, noise level {level:g}")
         axes[-1, across].set_xlim(-1, 1)
     return figure
+
+
+def write_curves(curves: Sequence[Curve], folder: Path) -> None:
+    """`learning.svg` and `.png`: KL against forwards, mean over an estimator's seeds and the range between them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yscale("log")
+    groups: dict[tuple[str, str], list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault((curve.estimator, curve.group), []).append(curve)
+    for k, ((name, _), same) in enumerate(groups.items()):
+        updates = min(len(curve.kl) for curve in same)
+        lines = list(zip(*(curve.kl[:updates] for curve in same), strict=True))
+        axes.plot(same[0].forwards[:updates], [sum(line) / len(line) for line in lines], color=f"C{k}", label=name)
+        axes.fill_between(
+            same[0].forwards[:updates], [min(i) for i in lines], [max(i) for i in lines], color=f"C{k}", alpha=0.2
+        )
+    axes.set_xlabel("denoiser forwards")
+    axes.set_ylabel("KL from the teachers (nats a step and dimension)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    for kind in ("svg", "png"):
+        _save(figure, folder / f"learning.{kind}")
 
 
 def _save(figure: Figure, path: Path) -> Path:

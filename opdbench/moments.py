@@ -12,7 +12,8 @@ Tibshirani 1993, chapter 11).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -68,20 +69,33 @@ class Moments:
         self._sums[block] += draw
         self._grams[block] += draw @ draw.mT
 
-    def _of(self, kept: Tensor) -> Moment:
-        n = float(self.count[kept].sum())
-        sums, gram = self._sums[kept].sum(0), self._grams[kept].sum(0)
-        products = sums @ sums.mT
-        return (gram - products / n) / (n - 1), (products - gram) / (n * (n - 1))
-
-    def estimate(self, statistic: Callable[[Moment], Tensor]) -> tuple[Tensor, Tensor]:
-        """A statistic of the moments, and its standard error, both of its shape; needs three draws."""
+    def jackknife(self) -> Jackknife:
+        """The moments of all draws, and without each block; needs draws in three blocks."""
         filled = torch.nonzero(self.count).flatten()
         if len(filled) < 3:
             raise ValueError(f"{int(self.count.sum())} draws; moments with errors need at least 3")
-        left_out = torch.stack([statistic(self._of(filled[filled != block])) for block in filled])
+        sums, gram, n = self._sums.sum(0), self._grams.sum(0), float(self.count.sum())
+        rest = [(sums - self._sums[k], gram - self._grams[k], n - float(self.count[k])) for k in filled]
+        return Jackknife(_moment(sums, gram, n), [_moment(*one) for one in rest])
+
+
+def _moment(sums: Tensor, gram: Tensor, n: float) -> Moment:
+    products = sums @ sums.mT
+    return (gram - products / n) / (n - 1), (products - gram) / (n * (n - 1))
+
+
+@dataclass(frozen=True)
+class Jackknife:
+    """Moments of all draws, and without each block of them in turn."""
+
+    whole: Moment
+    without: Sequence[Moment]
+
+    def estimate(self, statistic: Callable[[Moment], Tensor]) -> tuple[Tensor, Tensor]:
+        """A statistic of the moments, and its standard error, both of its shape."""
+        left_out = torch.stack([statistic(moment) for moment in self.without])
         spread = (left_out - left_out.mean(0)).square().sum(0)
-        return statistic(self._of(filled)), (spread * (len(filled) - 1) / len(filled)).sqrt()
+        return statistic(self.whole), (spread * (len(left_out) - 1) / len(left_out)).sqrt()
 
 
 class Cosines:

@@ -25,7 +25,7 @@ from .core import Prompt
 from .errors import UserError
 from .estimators import ESTIMATORS, Estimator, Visit, cotangents
 from .methods import Actors, Batch
-from .moments import Cosines, Moment, Moments, Sketch
+from .moments import Cosines, Jackknife, Moment, Moments, Sketch
 from .opd import visit
 from .trainer import pick_prompts
 from .variance_record import Row, Scene, Setting, Where
@@ -113,12 +113,13 @@ def redrawn(subject: Subject, sketch: Sketch, draws: int, pathwise: bool) -> tup
         raise UserError(f"the student at {subject.setting.at!r} is its teacher, with no gradient; name another stage")
     truth = PATHWISE if pathwise else "hybrid"
     refer = [truth if name == PATHWISE or ESTIMATORS[name].whole else "analytic" for name in names]
-    rows = _rows(subject.setting, ("redrawn", "lora", None), total, names, refer, GROUP, cosines)
+    rows = _rows(subject.setting, ("redrawn", "lora", None), total.jackknife(), names, refer, GROUP, cosines)
     if steps is not None:
         local = ["hybrid" if one.whole else "analytic" for one in ESTIMATORS.values()]
+        each = steps.jackknife()
         for k in range(len(times)):
-            rows += _rows(subject.setting, ("redrawn", "lora", k), steps, list(ESTIMATORS), local, GROUP, part=k)
-    return _scene(subject, total, names, truth, torch.stack(kls), times, sketch), rows
+            rows += _rows(subject.setting, ("redrawn", "lora", k), each, list(ESTIMATORS), local, GROUP, part=k)
+    return _scene(subject, total.jackknife(), names, truth, torch.stack(kls), times, sketch), rows
 
 
 def frozen(subject: Subject, sketch: Sketch, draws: int) -> list[Row]:
@@ -140,12 +141,12 @@ def frozen(subject: Subject, sketch: Sketch, draws: int) -> list[Row]:
         weights.add(whole[None])
         cosines.add(whole)
     refer = ["analytic"] * len(names)
-    rows = _rows(subject.setting, ("frozen", "lora", None), weights, names, refer, scale, cosines)
-    laws = [_laws(one) for one in path]
+    rows = _rows(subject.setting, ("frozen", "lora", None), weights.jackknife(), names, refer, scale, cosines)
+    laws, each_step = [_laws(one) for one in path], means.jackknife()
     for k, law in enumerate(laws):
-        rows += _rows(subject.setting, ("frozen", "mean", k), means, names, refer, GROUP / STATES, part=k, laws=law)
+        rows += _rows(subject.setting, ("frozen", "mean", k), each_step, names, refer, GROUP / STATES, part=k, laws=law)
     summed = {name: sum(law[name] for law in laws) for name in laws[0]}
-    return rows + _rows(subject.setting, ("frozen", "mean", None), means, names, refer, GROUP / STATES, laws=summed)
+    return rows + _rows(subject.setting, ("frozen", "mean", None), each_step, names, refer, GROUP / STATES, laws=summed)
 
 
 def redraw(seen: Visit, noise: Noise) -> Visit:
@@ -241,7 +242,7 @@ def _part(part: int | None, then: Callable[[Moment], Tensor]) -> Callable[[Momen
 def _rows(
     setting: Setting,
     where: Where,
-    moments: Moments,
+    moments: Jackknife,
     names: Sequence[str],
     refer: Sequence[str],
     scale: float,
@@ -252,7 +253,7 @@ def _rows(
     """One row an estimator; `scale` turns the covariance of a draw's mean into that of a picture."""
     truth = [names.index(name) for name in refer]
     values, errors = moments.estimate(_part(part, lambda m: _statistics(m, truth, names.index("analytic"), scale)))
-    signal = scale * float(moments.estimate(_part(part, lambda m: m[1].diagonal()))[0][names.index("analytic")])
+    signal = scale * float(_part(part, lambda m: m[1].diagonal())(moments.whole)[names.index("analytic")])
     rows = []
     for e, (name, reference) in enumerate(zip(names, refer, strict=True)):
         (trace, ratio, bias, snr, noise), (trace_se, ratio_se, bias_se, snr_se, noise_se) = (
@@ -275,7 +276,7 @@ def _rows(
 
 def _scene(
     subject: Subject,
-    total: Moments,
+    total: Jackknife,
     names: Sequence[str],
     truth: str,
     kls: Tensor,

@@ -60,6 +60,9 @@ def variance(
     _check_samplers(grid)
     check_writable(out)
     from .console import make_console
+    from .figures import write_curves
+    from .leaderboards.curves import curve_block, read_curves
+    from .leaderboards.runs import load_runs
     from .leaderboards.variance import variance_blocks
     from .runner import Runner
     from .show import print_blocks, print_json
@@ -68,10 +71,13 @@ def variance(
     runner = Runner(RunConfig(plan, wanted, model, seed), out, False, command_line(), make_console())
     record, folder = study(runner, grid, redraws // 4, pathwise, out)
     runner.console.note(f"record: {folder / 'variance.json'}, figures beside it")
+    curves = read_curves(load_runs(sorted(path.parent for path in out.glob("*/record.json"))))
+    if curves:
+        write_curves(curves, folder)
     if format_ == "json":
         print_json([flat(row) for row in record.table_rows()])
     else:
-        print_blocks(variance_blocks(record))
+        print_blocks([*variance_blocks(record), *([curve_block(curves, record)] if curves else [])])
 
 
 Point = tuple[str, str, int, float, int, str]
