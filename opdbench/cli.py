@@ -10,6 +10,7 @@ import typer
 
 from .errors import UserError, unknown
 from .runtime import check_writable
+from .tracking import Kind, tracked
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,6 +50,7 @@ def run(
     out: OutOption = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and stop")] = False,
+    track: Annotated[Kind | None, typer.Option(help="curves to tensorboard or wandb, in OUT/trackers")] = None,
     format_: FormatOption = "table",
 ) -> None:
     """Train the stages of a recipe, evaluate every policy, and print the table."""
@@ -73,6 +75,7 @@ def run(
         if dry_run:
             _plan(runner)
             continue
+        runner.console = tracked(console, track, runner.folder)
         done = runner.finished()
         if done is not None:
             console.note(f"run {runner.folder} is finished; --fresh trains it again")
