@@ -11,6 +11,7 @@ import typer
 from .bench_command import bench
 from .errors import UserError, unknown
 from .runtime import check_writable, command_line
+from .tracking import Kind, tracked
 from .variance_command import variance
 
 app = typer.Typer(
@@ -51,6 +52,7 @@ def run(
     out: OutOption = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and stop")] = False,
+    track: Annotated[Kind | None, typer.Option(help="curves to tensorboard or wandb, in OUT/trackers")] = None,
     format_: FormatOption = "table",
 ) -> None:
     """Train the stages of a recipe, evaluate every policy, and print the table."""
@@ -76,6 +78,7 @@ def run(
         if dry_run:
             print_plan(runner)
             continue
+        runner.console = tracked(console, track, runner.folder)
         done = runner.finished()
         if done is not None:
             console.note(f"run {runner.folder} is finished; --fresh trains it again")

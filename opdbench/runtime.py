@@ -85,7 +85,7 @@ def peak_mib(device: str) -> float:
 
 def environment() -> dict[str, str]:
     """Versions and commit that a number may depend on."""
-    facts = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    facts = {"python": platform.python_version(), "platform": f"{platform.system()}-{platform.machine()}"}
     for name in ("opdbench", "torch", "diffusers", "transformers", "peft", "rapidocr", "onnxruntime"):
         try:
             facts[name] = version(name)
