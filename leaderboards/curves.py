@@ -61,7 +61,7 @@ def read_curves(runs: Sequence[Run]) -> list[Curve]:
                 str(stages[-1]["options"].get("estimator", "analytic")),
                 run.record.group,
                 run.record.seed,
-                tuple(line["forwards"] for line in lines),
+                tuple(int(line["forwards"]) for line in lines),
                 tuple(line["loss"] / stages[-1]["options"].get("scale", 1.0) for line in lines),
                 scores,
             )

@@ -188,11 +188,12 @@ def test_the_shipped_claims_are_judged_on_a_real_study(record):
 
 def test_learning_curves_stand_beside_the_variances(record, tmp_path):
     """A KL that is read at its mark, over seeds; runs of other methods have no curve."""
-    falling = [Curve("ppo", "g", seed, tuple(range(10, 210, 10)), tuple(2.0 - 0.1 * k for k in range(20)), {"ocr": 0.5})
-               for seed in range(3)]  # fmt: skip
+    forwards = tuple(range(10, 210, 10))
+    falls = [tuple(2 + 0.1 * (seed - k) for k in range(20)) for seed in range(3)]
+    falling = [Curve("ppo", "g", seed, forwards, kl, {"ocr": 0.5}) for seed, kl in enumerate(falls)]
     block = curve_block(falling, record)
     (row,) = block.rows
-    assert [cell.text for cell in row][2:6] == ["0, 1, 2", "200", "1.650", "1.150"]
+    assert [cell.text for cell in row][2:6] == ["0, 1, 2", "200", "1.75 [±0.25]", "1.25 [±0.25]"]
     write_curves(falling, tmp_path)
     assert (tmp_path / "learning.svg").exists()
     assert read_curves(load_runs(make_runs(tmp_path, ["opd"], 1, World()))) == []
