@@ -81,9 +81,14 @@ Scale = Callable[[float], float]
 
 
 def draw(names: Names, lines: Sequence[Line], log_x: bool = False) -> Chart:
-    """A chart of at least one point; a logarithmic axis needs positive numbers."""
+    """A chart of at least one point; a logarithmic axis needs positive numbers.
+
+    Errors beyond the spread of all points are cut at the plot's edge: two seeds' would flatten every curve.
+    """
     points = [point for line in lines for point in line.points]
-    reach = [end for p in points for end in (p.y - (p.error or 0.0), p.y + (p.error or 0.0))]
+    spread = max(p.y for p in points) - min(p.y for p in points)
+    errors = [min(p.error or 0.0, spread or math.inf) for p in points]
+    reach = [p.y + end for p, error in zip(points, errors, strict=True) for end in (-error, error)]
     x_low, x_high = _limits([p.x for p in points], log_x)
     y_low, y_high = _limits(reach, False)
     x, y = _scale(x_low, x_high, LEFT, RIGHT, log_x), _scale(y_low, y_high, BOTTOM, TOP, False)

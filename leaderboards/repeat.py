@@ -14,7 +14,7 @@ from opdbench.errors import UserError
 from opdbench.leaderboards.runs import Run, load_runs
 from opdbench.record import read_samples
 
-SHORT = {
+SHORT: Mapping[str, Mapping[str, object]] = {
     "start": {"updates": 2, "prompts": 3, "sampler.steps": 2},
     "teacher": {"updates": 2, "prompts": 2, "images": 4, "sampler.steps": 6},
     "student": {

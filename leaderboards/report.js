@@ -39,7 +39,8 @@ function filter() {
   }
   const rows = [...document.querySelectorAll("#leaderboard tbody")];
   const shown = rows.filter((row) => !row.hidden).length;
-  count.textContent = shown === rows.length ? `${shown} methods` : `${shown} of ${rows.length} methods`;
+  const all = `${rows.length} ${rows.length === 1 ? "method" : "methods"}`;
+  count.textContent = shown === rows.length ? all : `${shown} of ${all}`;
   for (const section of document.querySelectorAll("main > section")) {
     const parts = [...section.querySelectorAll("[data-task], [data-method]")];
     section.hidden = parts.length > 0 && parts.every((part) => part.hidden);

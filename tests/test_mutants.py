@@ -32,7 +32,6 @@ def references(tmp_path_factory):
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.name in QUICK], ids=lambda fault: fault.name)
 def test_the_trajectory_layer_sees_it_and_names_the_student(fault, references, tmp_path):
-    found = judge(plant(fault, tmp_path / "site"), references, ("trajectory",))
-    verdict, detail = found["trajectory"]
+    verdict, detail = judge(plant(fault, tmp_path / "site"), references, "trajectory")
     assert verdict == "diverged"
     assert detail.startswith("student update 1")
