@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -12,6 +13,9 @@ from .core import Evaluator, Prompt, Sampler
 from .evaluate import choose, generate, make_row
 from .model import Model, Policy
 from .record import Shot, read_samples, write_shots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = 5
 FAILURES = 8
@@ -40,7 +44,8 @@ def save_pictures(
         failed = _failures(folder, actors[-1][0], evaluators[task])
         kept += _shoot(model, actors[-1], evaluators[task], failed, True)
     write_shots(folder, kept)
-    _draw(folder / "grid.png", [name for name, _, _ in actors], [pair for pair in kept if not pair[0].failure])
+    shown = [pair for pair in kept if not pair[0].failure]
+    _save(folder / "grid.png", draw([name for name, _, _ in actors], shown))
 
 
 def _failures(folder: Path, name: str, evaluator: Evaluator) -> list[tuple[Prompt, int]]:
@@ -66,23 +71,27 @@ def _shoot(
     ]
 
 
-def _draw(path: Path, names: Sequence[str], kept: Sequence[tuple[Shot, Image.Image]]) -> None:
-    """One row a policy, one column a prompt; right pictures have a green frame."""
+def draw(names: Sequence[str], kept: Sequence[tuple[Shot, Image.Image]]) -> Figure:
+    """One row a policy, one column a prompt, which stands above; right pictures have a green frame."""
     from matplotlib.figure import Figure
 
     width = len(kept) // len(names)
     figure = Figure(figsize=(1.5 * width + 1.2, 1.55 * len(names) + 1.0), layout="constrained", dpi=100)
     axes = figure.subplots(len(names), width, squeeze=False)
-    for line, name in zip(axes, names, strict=True):
+    for row, name in enumerate(names):
         own = [pair for pair in kept if pair[0].policy == name]
-        for axis, (shot, image) in zip(line, own, strict=True):
+        for axis, (shot, image) in zip(axes[row], own, strict=True):
             axis.imshow(image)
             axis.set(xticks=[], yticks=[])
             for side in axis.spines.values():
                 side.set(color=RIGHT if (shot.value or 0) >= 1 else WRONG, linewidth=2.5)
-            if line is axes[0]:
+            if row == 0:
                 axis.set_title("\n".join(textwrap.wrap(shot.text.replace("$", r"\$"), 20)), fontsize=8)
-        line[0].set_ylabel(name, fontsize=10)
+        axes[row, 0].set_ylabel(name, fontsize=10)
+    return figure
+
+
+def _save(path: Path, figure: Figure) -> None:
     partial = path.with_suffix(".partial.png")
     figure.savefig(partial)
     partial.replace(path)
