@@ -4,7 +4,8 @@ The advantage of a step is minus its KL, A_j = -D_j, and the loss is PPO's,
 
     L = sum_j rho_j D_j,   D_j = w_j ||v_S(x_j) - v_T(x_j)||^2,
 
-with gradient through both factors, so its mean is OPD's gradient and D_j grad log p_S is added noise. The
+with gradient through both factors, so its mean is OPD's gradient and D_j grad log p_S is added noise, d times
+smaller for log-densities averaged over a latent's d dimensions, as here, than for sums (`opdbench variance`). The
 student walks, is compared and steps once, so rho = 1 and PPO's clip never acts; it is left out. The paper's
 code for this is not released: whether it takes several steps on one rollout is not known.
 
