@@ -55,7 +55,7 @@ FAULTS = (
         "0.0",
     ),
     Fault(
-        "test prompts of OCR changed",
+        "a prompt missing from OCR's sets",
         "evaluators/ocr.py",
         "return self._prompts(split)",
         "return self._prompts(split)[1:]",
