@@ -109,6 +109,7 @@ def _commit() -> str:
 def quiet_libraries() -> None:
     """Settings that must precede torch and the model libraries; the user's own values win."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a spinning thread starves the other process
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two are no faster for the embedded model; bits depend on it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
