@@ -11,7 +11,7 @@ import typer
 from .bench_command import bench
 from .errors import UserError, unknown
 from .runtime import check_writable, command_line
-from .tracking import Kind, tracked
+from .tracking import Kind
 from .variance_command import variance
 
 app = typer.Typer(
@@ -42,7 +42,7 @@ def parse_seeds(text: str) -> list[int]:
 
 @app.command()
 def run(
-    method: Annotated[str, typer.Option(help="recipe; `opdbench list` names them")] = "opd",
+    method: Annotated[str, typer.Option(help="recipes, or all; `opdbench list` names them")] = "opd",
     tasks: Annotated[str, typer.Option(help="tasks to learn, with commas between")] = "ocr,geneval",
     model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
     seeds: Annotated[str, typer.Option(help="0, 0,2 or 0-4")] = "0",
@@ -52,44 +52,38 @@ def run(
     out: OutOption = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and stop")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes; 2 on a CPU and 1 on a GPU if absent")] = None,
     track: Annotated[Kind | None, typer.Option(help="curves to tensorboard or wandb, in OUT/trackers")] = None,
     format_: FormatOption = "table",
 ) -> None:
     """Train the stages of a recipe, evaluate every policy, and print the table."""
-    from .registry import parse_tasks, recipe
+    from .registry import parse_methods, parse_tasks
 
-    wanted, source, numbers = parse_tasks(tasks), config or recipe(method), parse_seeds(seeds)
+    wanted, numbers = parse_tasks(tasks), parse_seeds(seeds)
+    sources = [config] if config else parse_methods(method)
     check_writable(out)
-    from .budget import plan as make_plan
+    from .budget import plan
     from .config import RunConfig
-    from .console import make_console
-    from .launch import print_plan
-    from .leaderboards.runs import Run
+    from .launch import print_plan, run_all, runners_of
     from .model import locate
-    from .runner import Runner
     from .show import print_json, print_runs
 
-    plan = make_plan(source, wanted, set_ or [])
+    plans = [plan(source, wanted, set_ or []) for source in sources]
     locate(model)
-    console = make_console()
-    runs = []
-    for seed in numbers:
-        runner = Runner(RunConfig(plan, wanted, model, seed, limit), out, fresh, command_line(), console)
-        if dry_run:
+    configs = [RunConfig(one, wanted, model, seed, limit) for one in plans for seed in numbers]
+    specs = [(one, out, fresh, command_line()) for one in configs]
+    runners = runners_of(specs, track)
+    if dry_run:
+        for runner in runners:
             print_plan(runner)
-            continue
-        runner.console = tracked(console, track, runner.folder)
-        done = runner.finished()
-        if done is not None:
-            console.note(f"run {runner.folder} is finished; --fresh trains it again")
-        runs.append(Run(done or runner.run(), runner.folder))
-        console.note(f"record: {runner.folder / 'record.json'}\npictures: {runner.folder / 'grid.png'}")
-    if runs and format_ == "json":
+        return
+    runs = run_all(runners, specs, jobs)
+    if format_ == "json":
         from .leaderboards import table
 
         records = [one.record for one in runs]
         print_json({"rows": [r for x in records for r in table.rows(x)], "costs": [table.costs(x) for x in records]})
-    elif runs:
+    else:
         print_runs(runs)
 
 

@@ -1,9 +1,113 @@
-"""`opdbench run`: what would be trained, and at what cost."""
+"""`opdbench run`: the stages, evaluations and records of several runs as one graph of jobs."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
 from .budget import forwards
-from .runner import Runner
+from .config import RunConfig, digest
+from .console import make_console
+from .jobs import Job, run_jobs
+from .leaderboards.runs import Run
+from .record import RunRecord
+from .runner import BASE, Console, Runner, roles
+from .tracking import Kind, tracked
+
+Spec = tuple[RunConfig, Path, bool, str]
+"""What makes a runner, but for its console."""
+
+
+def runners_of(specs: Sequence[Spec], track: Kind | None) -> list[Runner]:
+    """A runner a run, on one console; trackers for their curves if a kind is wanted."""
+    console, runners = make_console(), []
+    for spec in specs:
+        runner = Runner(*spec, console)
+        label = f"{runner.config.recipe.name} s{runner.config.seed}:"
+        runner.console = tracked(Labelled(console, label) if len(specs) > 1 else console, track, runner.folder)
+        runners.append(runner)
+    return runners
+
+
+def run_all(runners: Sequence[Runner], specs: Sequence[Spec], jobs: int | None) -> list[Run]:
+    """Do what several runs need, each stage and evaluation once, and read their records.
+
+    Args:
+        runners: one a run.
+        specs: what made each of them, to make it again in a worker.
+        jobs: processes; None is two on a CPU that has them, and one on a GPU.
+    """
+    found: dict[str, Job] = {}
+    for runner, spec in zip(runners, specs, strict=True):
+        if runner.fresh:
+            runner.clear()
+        if runner.finished() is not None:
+            runner.console.note(f"run {runner.folder} is finished; --fresh trains it again")
+            continue
+        for job in _jobs(runner, spec):
+            found.setdefault(job.key, job)
+    run_jobs(list(found.values()), jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)))
+    runs = [Run(RunRecord.load(runner.folder), runner.folder) for runner in runners]
+    for runner in runners:
+        runner.console.note(f"record: {runner.folder / 'record.json'}\npictures: {runner.folder / 'grid.png'}")
+    return runs
+
+
+def _jobs(runner: Runner, spec: Spec) -> Iterator[Job]:
+    """Stages that are not finished, the evaluation of each policy, and the record."""
+    recipe, root, about = runner.config.recipe, runner.store.root, f"{runner.config.recipe.name} s{runner.config.seed}"
+    keys = {name: f"{root}/stages/{one}" for name, one in runner.digests.items()}
+    keys[BASE] = f"{root}/base/{digest([runner.weights, recipe.base_sampler])}"
+    missing = [name for name, one in runner.digests.items() if not runner.store.finished_stage(one)]
+    for stage in recipe.stages:
+        if stage.name not in missing:
+            one = runner.digests[stage.name]
+            runner.console.note(f"stage {stage.name}: found finished ({one}), its cost is counted")
+            continue
+        needs = frozenset(keys[name] for name in (*stage.starts, *(name for _, name in stage.teachers)))
+        title = f"stage {stage.name} of {about}"
+        yield Job(keys[stage.name], title, needs, partial(_train, spec, stage.name), runner.console)
+    scored = {name: f"{keys[name]}/scores/{runner.config.limit}" for name in (BASE, *roles(recipe))}
+    for name, key in scored.items():
+        title = f"evaluation of {name} of {about}"
+        yield Job(key, title, frozenset([keys[name]]), partial(_score, spec, name), runner.console)
+    trained = frozenset(runner.digests[name] for name in missing)
+    needs = frozenset([*scored.values(), *(keys[name] for name in missing)])
+    yield Job(str(runner.folder), f"record of {about}", needs, partial(_record, spec, trained), runner.console)
+
+
+def _train(spec: Spec, stage: str, console: Console) -> None:
+    Runner(*spec, console).finish([stage])
+
+
+def _score(spec: Spec, policy: str, console: Console) -> None:
+    Runner(*spec, console).score(policy)
+
+
+def _record(spec: Spec, trained: frozenset[str], console: Console) -> None:
+    Runner(*spec, console).run(trained)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A console that says whose news it is, where several runs go on."""
+
+    console: Console
+    label: str
+
+    def note(self, text: str) -> None:
+        """A line of news."""
+        self.console.note(f"{self.label} {text}")
+
+    def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
+        """A step of something with a known end."""
+        self.console.progress(f"{self.label} {name}", done, total, figures)
 
 
 def print_plan(runner: Runner) -> None:

@@ -201,7 +201,7 @@ def _unreadable(path: Path, why: object) -> UserError:
 class Store:
     """Finished stages and evaluations by digest: one folder to write, others to look in.
 
-    Layout of each: `stages/<digest>/stage.json` (its last file) and `evals/<digest>.jsonl`.
+    Layout of each: `stages/<digest>/stage.json` (its last file), `evals/<digest>.jsonl` and its cost beside it.
     """
 
     root: Path

@@ -55,6 +55,11 @@ def recipe(method: str) -> Path:
     return found[method]
 
 
+def parse_methods(text: str) -> list[Path]:
+    """`opd,sft` to the files of these recipes, and `all` to those of all."""
+    return list(recipes().values()) if text == "all" else [recipe(name.strip()) for name in text.split(",")]
+
+
 def parse_tasks(text: str, groups: Sequence[str] = ("evaluators",)) -> tuple[str, ...]:
     """`ocr,geneval` to names, each known to one of the groups and none twice."""
     known = [name for group in groups for name in names(group)]

@@ -6,6 +6,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,8 +85,9 @@ def roles(recipe: Recipe) -> dict[str, str]:
     merged = {name for stage in recipe.stages for name in stage.starts if len(stage.starts) > 1}
     used = taught.union(*(stage.starts for stage in recipe.stages))
     free = [stage.name for stage in recipe.stages if stage.name not in used]
-    found = dict.fromkeys(taught | merged, "teacher")
-    return found | dict.fromkeys(free[-1:], "student") if recipe.student else found | dict.fromkeys(free, "teacher")
+    teachers = taught | merged | set(() if recipe.student else free)
+    shown = teachers | set(free[-1:])
+    return {s.name: "teacher" if s.name in teachers else "student" for s in recipe.stages if s.name in shown}
 
 
 def run_digests(config: RunConfig, weights: str) -> tuple[str, str]:
@@ -98,6 +100,12 @@ def run_folder(out: Path, config: RunConfig, weights: str) -> Path:
     """Where the run's record lies."""
     one, _ = run_digests(config, weights)
     return out / f"{config.recipe.name}-{'-'.join(config.tasks)}-s{config.seed}-{one[:8]}"
+
+
+@cache
+def _loaded(source: str) -> tuple[Model, dict[str, Evaluator]]:
+    """The model and the suite; a process that does several jobs loads them once."""
+    return Model(source), {name: make_evaluator(name) for name in names("evaluators")}
 
 
 @dataclass
@@ -120,13 +128,13 @@ class Runner:
         self.weights = model_hash(config.model)
         self.digests = stage_digests(config, self.weights)
         self.folder = run_folder(out, config, self.weights)
-        if fresh:
-            if (self.folder / "record.json").exists():
-                shutil.rmtree(self.folder)
-            self.store = Store(self.folder)
-        else:
-            self.store = Store(out, (shipped(),))
+        self.store = Store(self.folder) if fresh else Store(out, (shipped(),))
         self.fresh = fresh
+
+    def clear(self) -> None:
+        """Forget a complete run, so that it can be made afresh; one that was stopped goes on."""
+        if (self.folder / "record.json").exists():
+            shutil.rmtree(self.folder)
 
     def finished(self) -> RunRecord | None:
         """The record, if this very run is complete."""
@@ -134,8 +142,7 @@ class Runner:
         return RunRecord.load(path) if path.exists() and not self.fresh else None
 
     def _load(self) -> None:
-        self.model = Model(self.config.model)
-        self.evaluators = {name: make_evaluator(name) for name in names("evaluators")}
+        self.model, self.evaluators = _loaded(self.config.model)
 
     def finish(self, wanted: Collection[str]) -> dict[str, Done]:
         """Find or train some stages, and those that they build on; nothing is evaluated."""
@@ -150,10 +157,20 @@ class Runner:
                 done[stage.name] = (stage, self._stage(stage, done)[0])
         return done
 
-    def run(self) -> RunRecord:
-        """Train what is missing, evaluate, and write the record."""
+    def score(self, name: str) -> None:
+        """Evaluate one policy, whose stage is finished; the rows are kept."""
         self._load()
-        results, actors = self._stages()
+        stage = next((stage for stage in self.config.recipe.stages if stage.name == name), None)
+        self._evaluate(self._actor(stage, self._stage(stage, {})[0]) if stage else self._base())
+
+    def run(self, trained: Collection[str] = ()) -> RunRecord:
+        """Train what is missing, evaluate, and write the record.
+
+        Args:
+            trained: digests of stages that are found finished, but that the same command has trained.
+        """
+        self._load()
+        results, actors = self._stages(trained)
         policies = tuple(self._evaluate(actor) for actor in actors)
         save_pictures(self.folder, self.model, self._grid_rows(actors), self.evaluators, self.config.tasks)
         one, group = run_digests(self.config, self.weights)
@@ -176,17 +193,24 @@ class Runner:
     def _grid_rows(self, actors: Sequence[Actor]) -> list[tuple[str, Policy, Sampler]]:
         return [(a.name, self.model.frozen(a.adapter, a.sampler.guidance), a.sampler) for a in actors]
 
-    def _stages(self) -> tuple[list[StageResult], list[Actor]]:
+    def _base(self) -> Actor:
+        return Actor(BASE, "base", (), self.config.recipe.base_sampler, None)
+
+    def _actor(self, stage: Stage, adapter: Adapter) -> Actor:
+        return Actor(stage.name, roles(self.config.recipe)[stage.name], stage.tasks, stage.eval_sampler, adapter)
+
+    def _stages(self, trained: Collection[str]) -> tuple[list[StageResult], list[Actor]]:
         results: list[StageResult] = []
         done: dict[str, Done] = {}
-        actors = [Actor("base", "base", (), self.config.recipe.base_sampler, None)]
-        known = roles(self.config.recipe)
+        actors = [self._base()]
         for stage in self.config.recipe.stages:
             adapter, meter, reused = self._stage(stage, done)
             done[stage.name] = (stage, adapter)
-            results.append(StageResult(stage.name, stage.method, self.digests[stage.name], stage.tasks, reused, meter))
-            if stage.name in known:
-                actors.append(Actor(stage.name, known[stage.name], stage.tasks, stage.eval_sampler, adapter))
+            one = self.digests[stage.name]
+            found = reused and one not in trained
+            results.append(StageResult(stage.name, stage.method, one, stage.tasks, found, meter))
+            if stage.name in roles(self.config.recipe):
+                actors.append(self._actor(stage, adapter))
         return results, actors
 
     def _stage(self, stage: Stage, done: Mapping[str, Done]) -> tuple[Adapter, Meter, bool]:
@@ -194,7 +218,6 @@ class Runner:
         found = self.store.finished_stage(name)
         if found is not None:
             about = read_json(found / "stage.json")
-            self.console.note(f"stage {stage.name}: found finished ({name}), its cost is counted")
             return Adapter.load(found / "adapter.safetensors"), Meter(**about["meter"]), True
         folder = self.store.stage(name)
         teachers = self.teachers(stage, done)
@@ -226,7 +249,8 @@ class Runner:
             prompts = choose(evaluator.prompts("test"), self.config.limit)
             key = column_key(evaluator, prompts, actor.sampler, self.model)
             one = digest([FORMAT, known, self.weights, actor.sampler, key, prompt_hash(prompts)])
-            samples = self._samples(one, actor, policy, evaluator, meter)
+            samples, own = self._samples(one, actor, policy, evaluator)
+            meter.seconds, meter.peak_mib = meter.seconds + own.seconds, max(meter.peak_mib, own.peak_mib)
             write_samples(self.folder / "samples" / f"{actor.name}-{name}.jsonl", samples)
             groups: dict[str, list[Sample]] = defaultdict(list)
             for row in samples:
@@ -241,22 +265,27 @@ class Runner:
         meter.images = images
         return PolicyResult(actor.name, actor.role, asdict(actor.sampler), tuple(cells), meter)
 
-    def _samples(self, one: str, actor: Actor, policy: Policy, evaluator: Evaluator, meter: Meter) -> list[Sample]:
+    def _samples(self, one: str, actor: Actor, policy: Policy, evaluator: Evaluator) -> tuple[list[Sample], Meter]:
+        """Rows of an evaluation, and its cost, which is kept beside them."""
         found = self.store.finished_evaluation(one)
         if found is not None:
-            return read_samples(found)
+            cost = found.with_suffix(".json")
+            return read_samples(found), Meter(**read_json(cost)) if cost.exists() else Meter()
         prompts = choose(evaluator.prompts("test"), self.config.limit)
         title = f"evaluate {actor.name} on {evaluator.name}"
-        return evaluate(
+        target, meter = self.store.evaluation(one), Meter()
+        samples = evaluate(
             self.model,
             policy,
             actor.sampler,
             evaluator,
             prompts,
-            self.store.evaluation(one),
+            target,
             meter,
             lambda n, total: self.console.progress(title, n, total, {}),
         )
+        write_json(target.with_suffix(".json"), asdict(meter))
+        return samples, meter
 
 
 __all__ = ["TINY", "Console", "Runner", "run_folder", "shipped"]

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from opdbench.adapters import Adapter
+
 SHORT = ["--limit", "3", "--set", "start.updates=2", "--set", "teacher.updates=7", "--set", "student.updates=6",
          "--set", "start.prompts=3", "--set", "teacher.prompts=2", "--set", "teacher.images=2",
          "--set", "student.prompts=2", "--set", "teacher.sampler.steps=2", "--set", "student.sampler.steps=2",
@@ -30,7 +32,7 @@ def scores(text):
 def finished(tmp_path_factory):
     """A short main job that was never interrupted."""
     out = tmp_path_factory.mktemp("runs")
-    done = opdbench("run", *SHORT, "--out", out, "--format", "json")
+    done = opdbench("run", *SHORT, "--out", out, "--format", "json", "--jobs", "1")
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -109,7 +111,7 @@ def test_a_finished_run_is_found_and_compared(finished):
 
 def test_stages_are_reused_and_still_counted(finished):
     out, done = finished
-    more = opdbench("run", *SHORT, "--set", "student.lr=2e-3", "--out", out, "--format", "json")
+    more = opdbench("run", *SHORT, "--set", "student.lr=1e-4", "--out", out, "--format", "json")
     assert more.returncode == 0, more.stderr
     assert more.stderr.count("found finished") == 3
     costs = {c["stage"]: c for c in json.loads(more.stdout)["costs"][0]}
@@ -133,6 +135,46 @@ def test_killed_runs_go_on_to_the_same_numbers(finished, tmp_path, line):
             pytest.fail(f"no line {line!r}")
     assert process.returncode == -signal.SIGKILL
     assert not list(tmp_path.glob("opd-*/record.json"))
+    resumed = opdbench(*args)
+    assert resumed.returncode == 0, resumed.stderr
+    assert scores(resumed.stdout) == scores(done.stdout)
+
+
+def test_two_recipes_train_what_they_share_once_and_two_workers_make_the_same_bits(finished, tmp_path):
+    out, done = finished
+    both = opdbench("run", *SHORT, "--method", "opd,opd-sde", "--jobs", "2", "--out", tmp_path, "--format", "json")
+    assert both.returncode == 0, both.stderr
+    for stage in ("start 2/2", "teacher-ocr 7/7", "teacher-geneval 7/7"):
+        assert both.stderr.count(f" {stage}") == 1
+    assert both.stderr.count(" student 6/6") == 2
+    assert [row for row in scores(both.stdout) if row["method"] == "opd"] == scores(done.stdout)
+    for path in out.glob("stages/*/adapter.safetensors"):
+        assert Adapter.load(tmp_path / path.relative_to(out)).digest() == Adapter.load(path).digest()
+    again = opdbench("run", *SHORT, "--method", "opd,opd-sde", "--out", tmp_path, "--format", "json")
+    assert (again.stdout, again.stderr.count("is finished")) == (both.stdout, 2)
+
+
+def workers(pid):
+    """Pids of a process's workers."""
+    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid=,args="], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
+
+
+def test_a_killed_worker_is_one_line_and_the_other_goes_on(finished, tmp_path):
+    _, done = finished
+    args = ["run", *SHORT, "--jobs", "2", "--out", str(tmp_path), "--format", "json"]
+    command = [sys.executable, "-c", "from opdbench.cli import main; main()", *args]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        seen, killed = [], False
+        for text in process.stderr:
+            seen.append(text)
+            if text.startswith("teacher-") and not killed and len(workers(process.pid)) == 2:
+                os.kill(workers(process.pid)[0], signal.SIGKILL)
+                killed = True
+    assert process.returncode == 2
+    assert "its process was killed by signal 9" in seen[-1]
+    assert "the same command goes on" in seen[-1]
+    assert sum(text.startswith("teacher-") and " 7/7 " in text for text in seen) == 1
     resumed = opdbench(*args)
     assert resumed.returncode == 0, resumed.stderr
     assert scores(resumed.stdout) == scores(done.stdout)
