@@ -8,8 +8,10 @@ number, up to the order of sums.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from .errors import UserError
 
 T = TypeVar("T")
+AGAIN = "run the same command to go on"
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,14 @@ def join() -> Team:
         return ALONE
     from accelerate import PartialState
 
+    signal.signal(signal.SIGTERM, _told_to_end)
     state = PartialState(cpu=not torch.cuda.is_available())
     return Team(state.process_index, state.num_processes)
+
+
+def _told_to_end(number: int, frame: FrameType | None) -> None:
+    """A launcher ends the others when one of its processes has ended."""
+    raise UserError(f"another process of this run has ended, or the run was stopped; {AGAIN}")
 
 
 def _together(call: Callable[[], object]) -> None:
@@ -78,4 +87,4 @@ def _together(call: Callable[[], object]) -> None:
         call()
     except RuntimeError as error:
         line = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"another process of this run has ended ({line}); run the same command to go on") from error
+        raise UserError(f"another process of this run has ended ({line}); {AGAIN}") from error
