@@ -102,6 +102,8 @@ def _score_line(task: str, line: str, place: int) -> dict[str, Any]:
 
 def score_file(task: str, file: Path) -> Iterator[dict[str, Any]]:
     """`score_rows` of a file's lines."""
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
