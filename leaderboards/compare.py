@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from opdbench.leaderboards.cost import CostToGoal, cost, cost_to_goal
 from opdbench.leaderboards.pairs import Column, compare_task
 from opdbench.leaderboards.runs import Group, Run, cell_of, group_runs, task_names
-from opdbench.record import PolicyResult, RunRecord
+from opdbench.record import PolicyResult, Probe, RunRecord
 from opdbench.stats import iqm, jackknife, over_seeds
 
 
@@ -57,8 +57,7 @@ class Entry:
         score: interquartile mean of the teacher-normalised scores over learnt tasks and seeds.
         worst: the learnt task with the lowest mean share, and that share.
         forgetting: by held-out task, how much worse than the base model it became, in the metric's unit.
-        marginal, total: forwards, mean over seeds.
-        seconds, parallel_seconds: mean over seeds.
+        marginal, total, parallel, images, seconds, parallel_seconds: as in `Cost`, mean over seeds.
         to_goal: forwards to 90 % of the teachers' gain, from this method's runs at all budgets and settings.
     """
 
@@ -71,6 +70,8 @@ class Entry:
     forgetting: dict[str, Figure]
     marginal: int
     total: int
+    parallel: int
+    images: int
     seconds: float
     parallel_seconds: float
     to_goal: CostToGoal | None
@@ -84,6 +85,19 @@ class Comparison:
     scores: tuple[Score, ...]
     entries: tuple[Entry, ...]
     columns: tuple[Column, ...]
+    probes: tuple[Reading, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A probe of the full suite over a group's seeds."""
+
+    label: str
+    kind: str
+    policy: str
+    task: str
+    on: str
+    figure: Figure
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -101,7 +115,19 @@ def compare(runs: Sequence[Run]) -> Comparison:
                 scores += _score(group, policy, task, rank, spares.get(task))
     entries = [_entry(group, groups, tasks, spares) for group in groups if group.runs[0].result]
     entries.sort(key=lambda e: -math.inf if e.score.value is None else e.score.value, reverse=True)
-    return Comparison(tuple(tasks), tuple(scores), tuple(entries), tuple(columns))
+    probes = tuple(reading for group in groups for reading in _readings(group))
+    return Comparison(tuple(tasks), tuple(scores), tuple(entries), tuple(columns), probes)
+
+
+def _readings(group: Group) -> Iterable[Reading]:
+    """Probes by what they ask, in the first record's order; one key each, or they are not the same probe."""
+    found: dict[tuple[str, ...], list[Probe]] = defaultdict(list)
+    for probe in (probe for run in group.runs for probe in run.record.probes):
+        found[probe.kind, probe.policy, probe.task, probe.on, probe.key].append(probe)
+    for (kind, policy, task, on, _), same in found.items():
+        values = [probe.estimate.value for probe in same if probe.estimate.value is not None]
+        one = Figure(values[0], same[0].estimate.se, False, len(values)) if len(set(values)) == 1 else None
+        yield Reading(group.label, kind, policy, task, on, one or seeds_figure(values))
 
 
 def share(record: RunRecord, policy: PolicyResult, task: str, spare: float | None = None) -> float | None:
@@ -189,6 +215,8 @@ def _entry(group: Group, groups: Sequence[Group], tasks: Sequence[str], spares: 
         forgetting={task: seeds_figure(_losses(group, task)) for task in tasks if task not in group.tasks},
         marginal=round(sum(c.marginal for c in costs) / count),
         total=round(_forwards(group)),
+        parallel=round(sum(c.parallel for c in costs) / count),
+        images=round(sum(c.images for c in costs) / count),
         seconds=sum(c.seconds for c in costs) / count,
         parallel_seconds=sum(c.parallel_seconds for c in costs) / count,
         to_goal=cost_to_goal(points),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,36 +17,64 @@ class Cost:
     """Training cost of a run's result; forwards are denoiser forward-equivalents of one picture.
 
     Attributes:
-        marginal: forwards of the last stage and of those that it starts from: the teachers are there already.
+        marginal: forwards of the last stage and what it builds on, but for the teachers and what they build on,
+            which are there already.
         total: forwards of every stage.
-        seconds: of every stage, one after another.
-        parallel_seconds: of the slowest chain of stages that wait for each other.
+        parallel: forwards of the costliest chain of stages that wait for each other: the paper counts like this.
+        images: pictures scored in training, by each evaluator that scored them.
+        seconds: of every stage, one after another, on one device.
+        parallel_seconds: of the slowest chain.
     """
 
     marginal: int
     total: int
+    parallel: int
+    images: int
     seconds: float
     parallel_seconds: float
+
+    @property
+    def device_hours(self) -> float:
+        """Hours that one device is busy, or several together."""
+        return self.seconds / 3600
 
 
 def cost(record: RunRecord) -> Cost:
     """The cost of a run by its recipe's dependences; found stages count as if they were trained."""
-    stages = _stages(record)
-    finish: dict[str, float] = {}
-    for stage in record.stages:
-        table = stages[stage.name]
-        needs = [table["init"], *(name for _, name in table["teachers"])]
-        finish[stage.name] = stage.meter.seconds + max((finish[name] for name in needs if name in finish), default=0.0)
-    own, name = set(), record.stages[-1].name if record.stages else ""
-    while name in stages:
-        own.add(name)
-        name = stages[name]["init"]
+    stages, needs = _stages(record), dict[str, list[str]]()
+    taught: set[str] = set()
+    for name, table in stages.items():
+        starts, teachers = table["init"].split("+"), [teacher for _, teacher in table["teachers"]]
+        needs[name] = [other for other in (*starts, *teachers) if other in stages]
+        taught |= {*teachers, *(starts if len(starts) > 1 else ())} & stages.keys()
+    last = [stage.name for stage in record.stages[-1:]]
+    own = _closure(last, needs) - (_closure(taught, needs) - set(last))
+    forwards = {stage.name: stage.meter.total() for stage in record.stages}
+    seconds = {stage.name: stage.meter.seconds for stage in record.stages}
     return Cost(
-        marginal=sum(s.meter.total() for s in record.stages if s.name in own),
-        total=sum(s.meter.total() for s in record.stages),
-        seconds=sum(s.meter.seconds for s in record.stages),
-        parallel_seconds=max(finish.values(), default=0.0),
+        marginal=sum(forwards[name] for name in own),
+        total=sum(forwards.values()),
+        parallel=round(_longest(forwards, needs)),
+        images=sum(stage.meter.images for stage in record.stages),
+        seconds=sum(seconds.values()),
+        parallel_seconds=_longest(seconds, needs),
     )
+
+
+def _closure(names: Iterable[str], needs: Mapping[str, Sequence[str]]) -> set[str]:
+    """Some stages and all that they build on."""
+    found: set[str] = set()
+    for name in names:
+        found |= {name} | _closure(needs[name], needs)
+    return found
+
+
+def _longest(sizes: Mapping[str, float], needs: Mapping[str, Sequence[str]]) -> float:
+    """The largest sum along a chain; stages come after what they need."""
+    ends: dict[str, float] = {}
+    for name, size in sizes.items():
+        ends[name] = size + max((ends[other] for other in needs[name]), default=0.0)
+    return max(ends.values(), default=0.0)
 
 
 def _stages(record: RunRecord) -> Mapping[str, Any]:

@@ -6,10 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opdbench.leaderboards.compare import Comparison, Entry, Figure, Score
+from opdbench.leaderboards.compare import Comparison, Entry, Figure, Reading, Score
 from opdbench.leaderboards.cost import GOAL
 from opdbench.leaderboards.pairs import Column, Pair
 
+PROBES = {
+    "stage": (
+        "Stage by stage",
+        "what each stage leaves of every task, from the base model on: where skills are forgotten",
+    ),
+    "prompts": ("Other tasks' prompts", "a metric on pictures of prompts of which another task is the subject"),
+    "change": ("Drawn otherwise", "with the opening of another task's prompts, and with other scales of guidance"),
+    "kl": (
+        "KL from the teachers",
+        "nats a picture, over flow-sde's steps of the teacher's own walks: the same states for all",
+    ),
+}
 LONGEST = 60
 LISTED = 20
 """Up to so many methods, every pair is listed; beyond, those with the best of each task."""
@@ -39,6 +51,41 @@ def blocks(comparison: Comparison) -> list[Block]:
     if comparison.entries:
         found += [aggregate_block(comparison), _costs(comparison)]
     found += [_pairs(column, comparison) for column in comparison.columns if column.pairs]
+    return found + probe_blocks(comparison)
+
+
+def probe_blocks(comparison: Comparison) -> list[Block]:
+    """What the full suite measures, a table a kind; none without it."""
+    found = []
+    for kind, (title, note) in PROBES.items():
+        readings = [reading for reading in comparison.probes if reading.kind == kind]
+        if kind == "stage":
+            readings = _in_order(readings, comparison)
+        lines: dict[tuple[str, str], dict[str, Figure]] = {}
+        for one in readings:
+            column = one.task + (f" on {one.on}" if kind == "prompts" else f", {one.on}" if one.on else "")
+            lines.setdefault((one.label, one.policy), {})[column] = one.figure
+        columns = list(dict.fromkeys(column for line in lines.values() for column in line))
+        rows = [
+            tuple(
+                Text(text) for text in (*map(short, names), *(figure_text(line.get(c, Figure(None))) for c in columns))
+            )
+            for names, line in lines.items()
+        ]
+        if rows:
+            found.append(Block(title, ("method", "policy", *map(short, columns)), tuple(rows), (note,)))
+    return found
+
+
+def _in_order(readings: Sequence[Reading], comparison: Comparison) -> list[Reading]:
+    """The stages of each method between its base model and the policies that have a score."""
+    found = []
+    for label in dict.fromkeys(reading.label for reading in readings):
+        own = [s for s in comparison.scores if s.label == label]
+        ends = [(s.role, Reading(label, "stage", s.policy, s.task, "", s.figure)) for s in own]
+        found += [reading for role, reading in ends if role == "base"]
+        found += [reading for reading in readings if reading.label == label]
+        found += [reading for role, reading in ends if role != "base"]
     return found
 
 
@@ -121,14 +168,19 @@ def aggregate_block(comparison: Comparison) -> Block:
 
 
 def _costs(comparison: Comparison) -> Block:
-    columns = ("method", "forwards", "with teachers", "seconds", "in parallel", f"forwards to {GOAL:.0%}")
+    columns = (
+        *("method", "forwards", "with teachers", "forwards in parallel", "pictures", "seconds"),
+        *("seconds in parallel", "device hours", f"forwards to {GOAL:.0%}"),
+    )
     rows = []
     for entry in comparison.entries:
-        texts = [short(entry.label), f"{entry.marginal:,}", f"{entry.total:,}", f"{entry.seconds:,.0f}"]
-        rows.append(tuple(Text(t) for t in [*texts, f"{entry.parallel_seconds:,.0f}", _goal_text(entry)]))
+        counts = [f"{n:,}" for n in (entry.marginal, entry.total, entry.parallel, entry.images)]
+        times = [f"{entry.seconds:,.0f}", f"{entry.parallel_seconds:,.0f}", f"{entry.seconds / 3600:.2f}"]
+        rows.append(tuple(Text(t) for t in [short(entry.label), *counts, *times, _goal_text(entry)]))
     notes = (
         "forwards: denoiser forward-equivalents in training, mean over seeds; stages that were found count in full",
-        "seconds: with teachers, one stage after another; in parallel: the slowest chain of stages",
+        "forwards: teachers are there already; with teachers: every stage; in parallel: the costliest chain of stages",
+        "pictures: scored in training; seconds and device hours: every stage, one after another, on one device",
         f"forwards to {GOAL:.0%}: with teachers, to an IQM of {GOAL}, linear between the budgets tried",
     )
     return Block("Cost", columns, tuple(rows), notes)

@@ -53,6 +53,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and stop")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="processes; 2 on a CPU and 1 on a GPU if absent")] = None,
+    suite: Annotated[Literal["main", "full"], typer.Option(help="full: probes beyond the table, too")] = "main",
     track: Annotated[Kind | None, typer.Option(help="curves to tensorboard or wandb, in OUT/trackers")] = None,
     format_: FormatOption = "table",
 ) -> None:
@@ -70,7 +71,7 @@ def run(
 
     plans = [plan(source, wanted, set_ or []) for source in sources]
     locate(model)
-    configs = [RunConfig(one, wanted, model, seed, limit) for one in plans for seed in numbers]
+    configs = [RunConfig(one, wanted, model, seed, limit, suite) for one in plans for seed in numbers]
     specs = [(one, out, fresh, command_line()) for one in configs]
     runners = runners_of(specs, track)
     if dry_run:

@@ -96,17 +96,22 @@ class Recipe:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run's numbers depend on."""
+    """Everything that a run's numbers depend on; `suite` is main, or full for the probes of `suite.py`."""
 
     recipe: Recipe
     tasks: tuple[str, ...]
     model: str
     seed: int
     limit: int | None = None
+    suite: str = "main"
 
 
 def _default(spec: dataclasses.Field[Any]) -> object:
     return spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
+
+
+FORMAT = 1
+"""Raised when trained weights or scores change for the same configuration."""
 
 
 def digest(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console as Rich
 from rich.progress import (
@@ -16,6 +16,18 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+
+class Console(Protocol):
+    """What a run tells while it goes on."""
+
+    def note(self, text: str) -> None:
+        """A line of news."""
+        ...
+
+    def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
+        """A step of something with a known end."""
+        ...
 
 
 class PlainConsole:

@@ -19,7 +19,7 @@ from .errors import UserError
 from .runtime import quiet_libraries
 
 if TYPE_CHECKING:
-    from .runner import Console
+    from .console import Console
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 
 from .budget import forwards
 from .config import RunConfig, digest
-from .console import make_console
+from .console import Console, make_console
 from .jobs import Job, run_jobs
 from .leaderboards.runs import Run
 from .record import RunRecord
-from .runner import BASE, Console, Runner, roles
+from .runner import BASE, Runner, experts, scored
 from .tracking import Kind, tracked
 
 Spec = tuple[RunConfig, Path, bool, str]
@@ -73,12 +73,14 @@ def _jobs(runner: Runner, spec: Spec) -> Iterator[Job]:
         needs = frozenset(keys[name] for name in (*stage.starts, *(name for _, name in stage.teachers)))
         title = f"stage {stage.name} of {about}"
         yield Job(keys[stage.name], title, needs, partial(_train, spec, stage.name), runner.console)
-    scored = {name: f"{keys[name]}/scores/{runner.config.limit}" for name in (BASE, *roles(recipe))}
-    for name, key in scored.items():
+    scores = {}
+    for name in (BASE, *scored(runner.config)):
+        others = [keys[other] for other in experts(runner.config, name)]
+        scores[name] = f"{keys[name]}/scores/{digest([runner.config.limit, runner.config.suite, others])}"
         title = f"evaluation of {name} of {about}"
-        yield Job(key, title, frozenset([keys[name]]), partial(_score, spec, name), runner.console)
+        yield Job(scores[name], title, frozenset([keys[name], *others]), partial(_score, spec, name), runner.console)
     trained = frozenset(runner.digests[name] for name in missing)
-    needs = frozenset([*scored.values(), *(keys[name] for name in missing)])
+    needs = frozenset([*scores.values(), *(keys[name] for name in missing)])
     yield Job(str(runner.folder), f"record of {about}", needs, partial(_record, spec, trained), runner.console)
 
 

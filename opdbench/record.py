@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SCHEMA = 1
+POINTS = 40
+"""Of a learning curve in a record."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage: its digest, cost, and whether it was found instead of trained here."""
+    """A finished stage.
+
+    Attributes:
+        reused: whether it was found instead of trained here.
+        curve: means over consecutive updates of loss and, in RL, reward; `forwards` is what they had cost by then.
+    """
 
     name: str
     method: str
@@ -51,6 +58,7 @@ class StageResult:
     tasks: tuple[str, ...]
     reused: bool
     meter: Meter
+    curve: Sequence[Mapping[str, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,27 @@ class PolicyResult:
     sampler: Mapping[str, Any]
     cells: tuple[Cell, ...]
     evaluation: Meter
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A number that no table of scores has (`opdbench.suite`).
+
+    Attributes:
+        kind: `stage` (a policy between stages), `prompts` (another task's prompts), `change` (drawn otherwise), or
+            `kl` (nats from a task's teacher).
+        policy: whose.
+        task: evaluator, or the teacher's task.
+        on: the other task, or the change.
+        key: as a cell's.
+    """
+
+    kind: str
+    policy: str
+    task: str
+    on: str
+    key: str
+    estimate: Estimate
 
 
 @dataclass(frozen=True)
@@ -79,6 +108,7 @@ class RunRecord:
     policies: tuple[PolicyResult, ...]
     environment: Mapping[str, str]
     command: str
+    probes: tuple[Probe, ...] = ()
     schema: int = SCHEMA
 
     def save(self, folder: Path) -> Path:
@@ -104,7 +134,8 @@ class RunRecord:
                 for s in raw.pop("stages")
             )
             policies = tuple(_policy(p) for p in raw.pop("policies"))
-            return RunRecord(tasks=tuple(raw.pop("tasks")), stages=stages, policies=policies, **raw)
+            probes = tuple(Probe(**{**p, "estimate": Estimate(**p["estimate"])}) for p in raw.pop("probes", ()))
+            return RunRecord(tasks=tuple(raw.pop("tasks")), stages=stages, policies=policies, probes=probes, **raw)
         except (KeyError, TypeError) as error:
             raise UserError(f"record {str(file)!r} is damaged ({error}); run its command again") from error
 
@@ -122,6 +153,22 @@ def _policy(raw: Mapping[str, Any]) -> PolicyResult:
         for c in raw["cells"]
     )
     return PolicyResult(raw["name"], raw["role"], raw["sampler"], cells, Meter(**raw["evaluation"]))
+
+
+def read_curve(folder: Path | None) -> list[dict[str, float]]:
+    """A finished stage's log in at most `POINTS` points, each the mean over as many updates; none without a log."""
+    if folder is None or not (folder / "log.jsonl").exists():
+        return []
+    lines = read_rows(folder / "log.jsonl")
+    size, points = -(-len(lines) // POINTS), []
+    for first in range(0, len(lines), size):
+        part = lines[first : first + size]
+        point = {"update": part[-1]["update"], "forwards": part[-1]["forwards"]}
+        for name in ("loss", "reward"):
+            known = [line[name] for line in part if line.get(name) is not None]
+            point |= {name: sum(known) / len(known)} if known else {}
+        points.append(point)
+    return points
 
 
 def write_samples(path: Path, samples: Iterable[Sample], extra: Mapping[str, Any] | None = None) -> None:

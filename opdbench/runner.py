@@ -3,54 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
 
 from . import adapters
 from .adapters import Adapter
-from .config import Recipe, RunConfig, Stage, digest
-from .core import Estimate, Evaluator, Meter, Sample, Sampler
+from .config import FORMAT, Recipe, RunConfig, Stage, digest
+from .console import Console
+from .core import Evaluator, Meter, Sampler
 from .errors import UserError
-from .evaluate import choose, column_key, evaluate, prompt_hash
 from .grid import save_pictures
 from .model import TINY, Model, Policy, locate
-from .record import (
-    Cell,
-    PolicyResult,
-    RunRecord,
-    StageResult,
-    Store,
-    read_samples,
-    shipped,
-    write_samples,
-)
+from .record import Probe, RunRecord, StageResult, Store, read_curve, shipped
 from .registry import evaluator as make_evaluator
 from .registry import names
 from .runtime import environment, hash_folder, read_json, write_json
-from .stats import estimate
+from .suite import Actor, Suite
 from .trainer import Trainer
 
 BASE = "base"
 Done = tuple[Stage, Adapter]
 """A finished stage and what it made."""
-FORMAT = 1
-"""Raised when trained weights or scores change for the same configuration."""
-
-
-class Console(Protocol):
-    """What a run tells while it goes on."""
-
-    def note(self, text: str) -> None:
-        """A line of news."""
-        ...
-
-    def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
-        """A step of something with a known end."""
-        ...
 
 
 def model_hash(source: str) -> str:
@@ -90,6 +65,18 @@ def roles(recipe: Recipe) -> dict[str, str]:
     return {s.name: "teacher" if s.name in teachers else "student" for s in recipe.stages if s.name in shown}
 
 
+def scored(config: RunConfig) -> dict[str, str]:
+    """Roles of the base model's successors that are evaluated; the full suite has every stage."""
+    others = dict.fromkeys((stage.name for stage in config.recipe.stages), "stage")
+    return roles(config.recipe) if config.suite == "main" else others | roles(config.recipe)
+
+
+def experts(config: RunConfig, name: str) -> list[str]:
+    """Stages besides its own that the evaluation of a policy needs: the full suite compares it with the teachers."""
+    known = roles(config.recipe)
+    return [other for other, role in known.items() if role == "teacher" and other != name and config.suite == "full"]
+
+
 def run_digests(config: RunConfig, weights: str) -> tuple[str, str]:
     """Digest of a run, and of its group: the same run with another seed."""
     one = digest([FORMAT, config, weights])
@@ -106,17 +93,6 @@ def run_folder(out: Path, config: RunConfig, weights: str) -> Path:
 def _loaded(source: str) -> tuple[Model, dict[str, Evaluator]]:
     """The model and the suite; a process that does several jobs loads them once."""
     return Model(source), {name: make_evaluator(name) for name in names("evaluators")}
-
-
-@dataclass
-class Actor:
-    """A policy to evaluate."""
-
-    name: str
-    role: str
-    tasks: tuple[str, ...]
-    sampler: Sampler
-    adapter: Adapter | None
 
 
 class Runner:
@@ -143,6 +119,7 @@ class Runner:
 
     def _load(self) -> None:
         self.model, self.evaluators = _loaded(self.config.model)
+        self.suite = Suite(self.model, self.evaluators, self.store, self.weights, self.config.limit)
 
     def finish(self, wanted: Collection[str]) -> dict[str, Done]:
         """Find or train some stages, and those that they build on; nothing is evaluated."""
@@ -158,10 +135,14 @@ class Runner:
         return done
 
     def score(self, name: str) -> None:
-        """Evaluate one policy, whose stage is finished; the rows are kept."""
+        """Evaluate one policy and keep the rows; its stage is finished, and the teachers' in the full suite."""
         self._load()
-        stage = next((stage for stage in self.config.recipe.stages if stage.name == name), None)
-        self._evaluate(self._actor(stage, self._stage(stage, {})[0]) if stage else self._base())
+        wanted = [stage for stage in self.config.recipe.stages if stage.name in (name, *experts(self.config, name))]
+        actors = self._actors({stage.name: self._stage(stage, {})[0] for stage in wanted})
+        (actor,) = (actor for actor in actors if actor.name == name)
+        if actor.role != "stage":
+            self.suite.table(actor, self.folder, self.console)
+        self._probes([actor], actors)
 
     def run(self, trained: Collection[str] = ()) -> RunRecord:
         """Train what is missing, evaluate, and write the record.
@@ -170,9 +151,12 @@ class Runner:
             trained: digests of stages that are found finished, but that the same command has trained.
         """
         self._load()
-        results, actors = self._stages(trained)
-        policies = tuple(self._evaluate(actor) for actor in actors)
-        save_pictures(self.folder, self.model, self._grid_rows(actors), self.evaluators, self.config.tasks)
+        results, found = self._stages(trained)
+        actors = self._actors(found)
+        shown = [actor for actor in actors if actor.role != "stage"]
+        policies = tuple(self.suite.table(actor, self.folder, self.console) for actor in shown)
+        probes = self._probes(actors, actors)
+        save_pictures(self.folder, self.model, self._grid_rows(shown), self.evaluators, self.config.tasks)
         one, group = run_digests(self.config, self.weights)
         record = RunRecord(
             digest=one,
@@ -186,6 +170,7 @@ class Runner:
             policies=policies,
             environment=environment(),
             command=self.command,
+            probes=probes,
         )
         record.save(self.folder)
         return record
@@ -193,25 +178,31 @@ class Runner:
     def _grid_rows(self, actors: Sequence[Actor]) -> list[tuple[str, Policy, Sampler]]:
         return [(a.name, self.model.frozen(a.adapter, a.sampler.guidance), a.sampler) for a in actors]
 
-    def _base(self) -> Actor:
-        return Actor(BASE, "base", (), self.config.recipe.base_sampler, None)
+    def _actors(self, found: Mapping[str, Adapter]) -> list[Actor]:
+        """The base model, and the policies of the stages that are found, as far as the suite wants them."""
+        recipe, known = self.config.recipe, scored(self.config)
+        here = [stage for stage in recipe.stages if stage.name in known and stage.name in found]
+        return [Actor(BASE, BASE, (), recipe.base_sampler, None)] + [
+            Actor(stage.name, known[stage.name], stage.tasks, stage.eval_sampler, found[stage.name]) for stage in here
+        ]
 
-    def _actor(self, stage: Stage, adapter: Adapter) -> Actor:
-        return Actor(stage.name, roles(self.config.recipe)[stage.name], stage.tasks, stage.eval_sampler, adapter)
+    def _probes(self, some: Sequence[Actor], actors: Sequence[Actor]) -> tuple[Probe, ...]:
+        if self.config.suite == "main":
+            return ()
+        teachers = [actor for actor in actors if actor.role == "teacher"]
+        return tuple(probe for actor in some for probe in self.suite.probes(actor, teachers, self.console))
 
-    def _stages(self, trained: Collection[str]) -> tuple[list[StageResult], list[Actor]]:
+    def _stages(self, trained: Collection[str]) -> tuple[list[StageResult], dict[str, Adapter]]:
         results: list[StageResult] = []
         done: dict[str, Done] = {}
-        actors = [self._base()]
         for stage in self.config.recipe.stages:
             adapter, meter, reused = self._stage(stage, done)
             done[stage.name] = (stage, adapter)
             one = self.digests[stage.name]
-            found = reused and one not in trained
-            results.append(StageResult(stage.name, stage.method, one, stage.tasks, found, meter))
-            if stage.name in roles(self.config.recipe):
-                actors.append(self._actor(stage, adapter))
-        return results, actors
+            curve = read_curve(self.store.finished_stage(one))
+            about = (stage.name, stage.method, one, stage.tasks, reused and one not in trained, meter)
+            results.append(StageResult(*about, curve))
+        return results, {name: adapter for name, (_, adapter) in done.items()}
 
     def _stage(self, stage: Stage, done: Mapping[str, Done]) -> tuple[Adapter, Meter, bool]:
         name = self.digests[stage.name]
@@ -241,51 +232,5 @@ class Runner:
             found[task] = self.model.frozen(adapter, self.config.recipe.guidance(stage, source))
         return found
 
-    def _evaluate(self, actor: Actor) -> PolicyResult:
-        policy = self.model.frozen(actor.adapter, actor.sampler.guidance)
-        meter, cells = Meter(), []
-        known = actor.adapter.digest() if actor.adapter else "base"
-        for name, evaluator in self.evaluators.items():
-            prompts = choose(evaluator.prompts("test"), self.config.limit)
-            key = column_key(evaluator, prompts, actor.sampler, self.model)
-            one = digest([FORMAT, known, self.weights, actor.sampler, key, prompt_hash(prompts)])
-            samples, own = self._samples(one, actor, policy, evaluator)
-            meter.seconds, meter.peak_mib = meter.seconds + own.seconds, max(meter.peak_mib, own.peak_mib)
-            write_samples(self.folder / "samples" / f"{actor.name}-{name}.jsonl", samples)
-            groups: dict[str, list[Sample]] = defaultdict(list)
-            for row in samples:
-                groups[row.group].append(row)
-            strata: dict[str, Estimate] = {}
-            if len(groups) > 1:
-                strata = {g: estimate(rows) for g, rows in groups.items()}
-            better = evaluator.higher_is_better
-            cells.append(Cell(name, key, name in actor.tasks, estimate(samples), strata, better))
-        images = sum(c.estimate.n + c.estimate.unscored for c in cells)
-        meter.forwards = {"evaluation": images * actor.sampler.steps * policy.passes}
-        meter.images = images
-        return PolicyResult(actor.name, actor.role, asdict(actor.sampler), tuple(cells), meter)
 
-    def _samples(self, one: str, actor: Actor, policy: Policy, evaluator: Evaluator) -> tuple[list[Sample], Meter]:
-        """Rows of an evaluation, and its cost, which is kept beside them."""
-        found = self.store.finished_evaluation(one)
-        if found is not None:
-            cost = found.with_suffix(".json")
-            return read_samples(found), Meter(**read_json(cost)) if cost.exists() else Meter()
-        prompts = choose(evaluator.prompts("test"), self.config.limit)
-        title = f"evaluate {actor.name} on {evaluator.name}"
-        target, meter = self.store.evaluation(one), Meter()
-        samples = evaluate(
-            self.model,
-            policy,
-            actor.sampler,
-            evaluator,
-            prompts,
-            target,
-            meter,
-            lambda n, total: self.console.progress(title, n, total, {}),
-        )
-        write_json(target.with_suffix(".json"), asdict(meter))
-        return samples, meter
-
-
-__all__ = ["TINY", "Console", "Runner", "run_folder", "shipped"]
+__all__ = ["FORMAT", "TINY", "Console", "Runner", "run_folder", "shipped"]

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from .leaderboards import table as rows_of
 from .leaderboards.compare import compare
-from .leaderboards.document import Block, aggregate_block, blocks, score_block
+from .leaderboards.document import Block, aggregate_block, blocks, probe_blocks, score_block
 from .leaderboards.formats import RENDERERS, as_csv, visible
 from .leaderboards.published import find, printed, published_blocks
 from .leaderboards.runs import Run
@@ -31,7 +31,8 @@ def print_json(value: object) -> None:
 def print_runs(runs: Sequence[Run]) -> None:
     """Scores over seeds, aggregates, then what each run cost."""
     comparison = compare(runs)
-    print_blocks([score_block(comparison), *([aggregate_block(comparison)] if comparison.entries else [])])
+    aggregates = [aggregate_block(comparison)] if comparison.entries else []
+    print_blocks([score_block(comparison), *aggregates, *probe_blocks(comparison)])
     for run in runs:
         _costs(run.record)
 

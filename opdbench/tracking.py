@@ -12,7 +12,7 @@ from .errors import UserError
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
-    from .runner import Console
+    from .console import Console
 
 Kind = Literal["tensorboard", "wandb"]
 PROJECT = "opdbench"

@@ -8,7 +8,7 @@ import json
 import math
 import random
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,7 +16,9 @@ import pytest
 from records import World, make_run, make_runs
 from scipy import stats as scipy_stats
 
-from opdbench.core import Sample
+from opdbench.budget import plan
+from opdbench.config import RunConfig
+from opdbench.core import Estimate, Meter, Sample
 from opdbench.errors import UserError
 from opdbench.leaderboards.compare import compare
 from opdbench.leaderboards.cost import CostToGoal, cost, cost_to_goal
@@ -25,7 +27,9 @@ from opdbench.leaderboards.formats import RENDERERS, as_csv, visible
 from opdbench.leaderboards.pairs import ALPHA, align, compare_task
 from opdbench.leaderboards.published import find, published, published_blocks
 from opdbench.leaderboards.runs import group_runs, load_runs
-from opdbench.record import read_samples
+from opdbench.record import Probe, RunRecord, StageResult, read_curve, read_samples
+from opdbench.registry import recipe as find_recipe
+from opdbench.runtime import write_text
 from opdbench.show import print_comparison
 from opdbench.stats import estimate, holm
 
@@ -192,6 +196,86 @@ def test_costs_follow_the_recipe(runs):
     chain = {"recipe": {"stages": [first, *others, {**last, "init": first["name"], "teachers": []}]}}
     warm = cost(replace(runs[0].record, config=chain))
     assert (warm.marginal, warm.parallel_seconds) == (10_000, 20.0)
+    assert (found.parallel, warm.parallel, found.images) == (10_000, 10_000, 0)
+    assert found.device_hours == 30 / 3600
+
+
+@pytest.mark.parametrize("name", ["opd", "merge", "flow-opd", "multi-rl-nft", "cascade-rl", "teachers", "base"])
+def test_costs_of_the_shipped_recipes(name, runs):
+    """A stage costs a power of two, so that sums tell which stages they are of."""
+    tasks = ("ocr", "geneval")
+    recipe = plan(find_recipe(name), tasks)
+    price = {stage.name: 2**k for k, stage in enumerate(recipe.stages)}
+    stages = tuple(
+        StageResult(s.name, s.method, "", s.tasks, False, Meter({"student": price[s.name]}, price[s.name], 1.0))
+        for s in recipe.stages
+    )
+    config = asdict(RunConfig(recipe, tasks, "tiny", 0))
+    found = cost(replace(runs[0].record, config=config, stages=stages))
+    start, ocr, geneval, student = 1, 2, 4, 8
+    expected = {
+        "opd": (student, start + geneval + student),
+        "merge": (student, start + geneval + student),
+        "flow-opd": (student, start + geneval + student),
+        "multi-rl-nft": (1 + 2, 1 + 2),
+        "cascade-rl": (1 + 2 + 4, 1 + 2 + 4),
+        "teachers": (start + geneval, start + geneval),
+        "base": (0, 0),
+    }
+    assert (found.marginal, found.parallel) == expected[name]
+    assert found.total == found.images == sum(price.values())
+    assert ocr in price.values() or name == "base"
+
+
+def test_probes_are_tables_of_their_own(runs):
+    """Over seeds, by what was asked; the stages of a method lie between its base model and its results."""
+
+    def probed(run, shift):
+        estimate = Estimate(0.25 + shift, 0.01, 10, 5, 0)
+        probes = [
+            Probe(kind, policy, "ocr", on, "k", estimate)
+            for kind, policy, on in (
+                ("stage", "start", ""), ("prompts", "student", "geneval"), ("change", "student", "guidance 2"),
+                ("kl", "student", ""),
+            )
+        ]  # fmt: skip
+        return replace(run, record=replace(run.record, probes=tuple(probes)))
+
+    even = [run for run in runs if run.record.method == "even"]
+    comparison = compare([probed(run, 0.1 * (run.record.seed - 2)) for run in even])
+    assert {r.kind: (r.figure.value, r.figure.seeds) for r in comparison.probes} == {
+        kind: (pytest.approx(0.25), 5) for kind in ("stage", "prompts", "change", "kl")
+    }
+    shown = {block.title: block for block in blocks(comparison)}
+    policies = [row[1].text for row in shown["Stage by stage"].rows]
+    assert policies == ["base", "start", "teacher-ocr", "teacher-geneval", "student"]
+    assert shown["Other tasks' prompts"].columns == ("method", "policy", "ocr on geneval")
+    assert shown["Drawn otherwise"].columns[2:] == ("ocr, guidance 2",)
+    assert "KL from the teachers" in shown
+    assert not {"Stage by stage", "KL from the teachers"} & {block.title for block in blocks(compare(even))}
+
+
+def test_probes_and_curves_survive_a_record(runs, tmp_path):
+    curve = [{"update": 5, "forwards": 10, "loss": 0.5}]
+    stages = (replace(runs[0].record.stages[0], curve=curve), *runs[0].record.stages[1:])
+    probe = Probe("kl", "student", "ocr", "", "k", Estimate(1.5, 0.1, 3, 3, 0))
+    record = replace(runs[0].record, stages=stages, probes=(probe,))
+    record.save(tmp_path)
+    found = RunRecord.load(tmp_path)
+    assert found.probes == (probe,)
+    assert found.stages[0].curve == curve
+
+
+def test_a_curve_is_the_mean_of_equal_parts(tmp_path):
+    assert read_curve(None) == read_curve(tmp_path) == []
+    lines = [
+        {"update": k, "loss": float(k), "reward": None if k % 2 else 1.0, "forwards": 7 * k} for k in range(1, 101)
+    ]
+    write_text(tmp_path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    curve = read_curve(tmp_path)
+    assert len(curve) == 34  # parts of three updates, the least that leaves at most 40
+    assert curve[0] == {"update": 3, "forwards": 21, "loss": 2.0, "reward": 1.0}
+    assert curve[-1] == {"update": 100, "forwards": 700, "loss": 100.0, "reward": 1.0}
 
 
 def test_cost_to_goal_is_interpolated_and_bounded():

@@ -90,6 +90,20 @@ def test_the_predicted_cost_is_what_the_meter_counts(name, model, blank, tmp_pat
         assert (trainer.state.meter.forwards, trainer.state.meter.images) == (expected.forwards, expected.images)
 
 
+def test_the_predicted_cost_adds_up_over_updates():
+    """Tasks whose teachers differ in cost take turns, one prompt an update, so every update costs another sum."""
+    recipe = Recipe("r", "", Sampler(guidance=4.0), (Stage("cheap", "opd"),))
+    teachers = (("a", "cheap"), ("b", "base"), ("c", "cheap"))
+
+    def cost(updates):
+        return forwards(Stage("s", "opd", ("a", "b", "c"), updates, 1, 1, teachers, options={}), recipe).forwards[
+            "teacher"
+        ]
+
+    single = [10, 20, 10]  # ten steps, and guidance doubles the second
+    assert [cost(n) for n in range(1, 8)] == [sum((single * 3)[:n]) for n in range(1, 8)]
+
+
 def test_updates_set_by_hand_are_not_levelled_and_impossible_budgets_are_refused():
     assert plan(recipe("multi-rl-nft"), TASKS, ["student.updates=7"]).stages[-1].updates == 7
     assert plan(recipe("multi-rl-nft"), TASKS, ["student.prompts=7"]).stages[-1].updates > 200
