@@ -24,7 +24,7 @@ SHORT: Mapping[str, Mapping[str, object]] = {
 }
 """Few and short updates; the teachers' pictures are good enough to differ in reward, the student walks with noise."""
 COMMAND = (
-    *("run", "--method", "opd", "--tasks", "ocr,geneval", "--seeds", "7", "--limit", "2", "--fresh"),
+    *("run", "--method", "opd", "--tasks", "ocr,geneval", "--seeds", "7", "--limit", "2", "--fresh", "--jobs", "1"),
     *(word for stage, table in SHORT.items() for k, v in table.items() for word in ("--set", f"{stage}.{k}={v}")),
 )
 """Every stage of the main job, with a handful of test pictures. Not seed 0: a fault that ignores seeds would pass."""

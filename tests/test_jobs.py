@@ -11,44 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from chores import Heard, die, fail, meet, write
 
 from opdbench.errors import UserError
 from opdbench.jobs import Job, run_jobs
-
-
-class Heard:
-    def __init__(self):
-        self.lines = []
-
-    def note(self, text):
-        self.lines.append(text)
-
-    def progress(self, *figures):
-        self.lines.append(figures)
-
-
-def write(path, text, console):
-    console.progress(text, 1, 1, {"loss": 0.5})
-    with path.open("a") as file:
-        file.write(f"{text}\n")
-
-
-def fail(console):
-    raise UserError("lr is too high")
-
-
-def die(console):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def meet(own, other, console):
-    """Ends only if another process does the same with the names exchanged at the same time."""
-    own.touch()
-    for _ in range(1200):
-        if other.exists():
-            return
-        time.sleep(0.05)
-    raise UserError(f"{other.name} never came")
 
 
 def chain(path, console, broken=()):
@@ -93,17 +59,12 @@ import sys, time
 from functools import partial
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_jobs import Heard, stay
+from chores import Heard, stay
 from opdbench.jobs import Job, run_jobs
 if __name__ == "__main__":
     places = [Path(sys.argv[1]) / name for name in "ab"]
     run_jobs([Job(p.name, p.name, frozenset(), partial(stay, p), Heard()) for p in places], 2)
 """
-
-
-def stay(place, console):
-    place.write_text(str(os.getpid()))
-    time.sleep(300)
 
 
 def alive(pid):

@@ -1,13 +1,12 @@
-"""`opdbench eval --pictures`: GenEval's layout and JSONL, resumed, with a gallery; in processes of its own."""
+"""`opdbench eval --pictures`: GenEval's layout and JSONL, resumed, with a gallery."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from random import Random
 
 import pytest
+from command import opdbench
 from PIL import Image
 
 from opdbench.core import Sample
@@ -20,11 +19,6 @@ from opdbench.standalone import evaluate_pictures, table
 from opdbench.tiny.prompts import geneval_prompts, ocr_prompts
 from opdbench.tiny.render import render
 from opdbench.tiny.scenes import draw_scene
-
-
-def opdbench(*args, **kwargs):
-    command = [sys.executable, "-c", "from opdbench.cli import main; main()", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, **kwargs)
 
 
 def by_tag(number):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from command import opdbench
 
 from opdbench.core import Prompt, Sampler
 from opdbench.flow import transitions
@@ -84,8 +83,7 @@ def test_the_full_suite_by_the_command_line(tmp_path):
             ("updates=1", "prompts=2", "sampler.steps=2", "eval_sampler.steps=2")]  # fmt: skip
     words = [word for text in (*sets, "teacher.images=2", "base_sampler.steps=2") for word in ("--set", text)]
     words += ["--tasks", "ocr", "--suite", "full", "--limit", "2", "--out", str(tmp_path)]
-    command = [sys.executable, "-c", "from opdbench.cli import main; main()", "run", *words]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = opdbench("run", *words, "--jobs", "1")
     assert done.returncode == 0, done.stderr
     for title in ("Stage by stage", "Other tasks' prompts", "Drawn otherwise", "KL from the teachers"):
         assert title in done.stdout
@@ -99,6 +97,6 @@ def test_the_full_suite_by_the_command_line(tmp_path):
     assert probes["kl", "teacher-ocr", "ocr", ""].value == pytest.approx(0, abs=1e-6)
     assert probes["kl", "base", "ocr", ""].value > probes["kl", "student", "ocr", ""].value > 0
     assert all(len(stage.curve) == 1 for stage in record.stages)
-    again = subprocess.run([*command, "--format", "json"], capture_output=True, text=True)
+    again = opdbench("run", *words, "--format", "json")
     assert "is finished" in again.stderr
     assert json.loads(again.stdout)["rows"]
