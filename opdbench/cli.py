@@ -68,6 +68,7 @@ def run(
     from .launch import print_plan, run_all, runners_of
     from .model import locate
     from .show import print_json, print_runs
+    from .team import join
 
     plans = [plan(source, wanted, set_ or []) for source in sources]
     locate(model)
@@ -79,6 +80,8 @@ def run(
             print_plan(runner)
         return
     runs = run_all(runners, specs, jobs)
+    if not join().leads:
+        return
     if format_ == "json":
         from .leaderboards import table
 

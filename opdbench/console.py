@@ -50,6 +50,16 @@ class PlainConsole:
         print(f"{name} {done}/{total}{' ' + shown if shown else ''}{eta}", file=sys.stderr, flush=True)
 
 
+class SilentConsole:
+    """Says nothing: another process of the run speaks."""
+
+    def note(self, text: str) -> None:
+        """Not said."""
+
+    def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
+        """Not said."""
+
+
 class BarConsole:
     """A progress bar a stage, with the time that is left."""
 
@@ -88,6 +98,8 @@ def _figures(figures: Mapping[str, Any]) -> str:
     return " ".join(f"{k} {figures[k]:.4g}" for k in names if figures.get(k) is not None)
 
 
-def make_console() -> PlainConsole | BarConsole:
-    """Bars on a terminal, lines elsewhere."""
+def make_console(speaks: bool = True) -> Console:
+    """Bars on a terminal, lines elsewhere; nothing from a process that does not lead."""
+    if not speaks:
+        return SilentConsole()
     return BarConsole() if sys.stderr.isatty() else PlainConsole()

@@ -17,7 +17,9 @@ from .console import Console, make_console
 from .jobs import Job, run_jobs
 from .leaderboards.runs import Run
 from .record import RunRecord
+from .errors import UserError
 from .runner import BASE, Runner, experts, scored
+from .team import join
 from .tracking import Kind, tracked
 
 Spec = tuple[RunConfig, Path, bool, str]
@@ -26,11 +28,14 @@ Spec = tuple[RunConfig, Path, bool, str]
 
 def runners_of(specs: Sequence[Spec], track: Kind | None) -> list[Runner]:
     """A runner a run, on one console; trackers for their curves if a kind is wanted."""
-    console, runners = make_console(), []
+    leads, runners = join().leads, []
+    console = make_console(leads)
     for spec in specs:
         runner = Runner(*spec, console)
         label = f"{runner.config.recipe.name} s{runner.config.seed}:"
-        runner.console = tracked(Labelled(console, label) if len(specs) > 1 else console, track, runner.folder)
+        runner.console = tracked(
+            Labelled(console, label) if len(specs) > 1 else console, track if leads else None, runner.folder
+        )
         runners.append(runner)
     return runners
 
@@ -43,16 +48,27 @@ def run_all(runners: Sequence[Runner], specs: Sequence[Spec], jobs: int | None) 
         specs: what made each of them, to make it again in a worker.
         jobs: processes; None is two on a CPU that has them, and one on a GPU.
     """
+    team = join()
+    if team.size > 1 and jobs not in (None, 1):
+        raise UserError(f"--jobs is {jobs} in a run of {team.size} processes; expected 1: they share each job")
     found: dict[str, Job] = {}
+    if team.leads:
+        for runner in runners:
+            if runner.fresh:
+                runner.clear()
+    team.wait()
     for runner, spec in zip(runners, specs, strict=True):
-        if runner.fresh:
-            runner.clear()
         if runner.finished() is not None:
             runner.console.note(f"run {runner.folder} is finished; --fresh trains it again")
             continue
         for job in _jobs(runner, spec):
             found.setdefault(job.key, job)
-    run_jobs(list(found.values()), jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)))
+    team.wait()
+    if team.size > 1:  # in step: what fails ends the run
+        for job in found.values():
+            job.work(job.console)
+    else:
+        run_jobs(list(found.values()), jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)))
     runs = [Run(RunRecord.load(runner.folder), runner.folder) for runner in runners]
     for runner in runners:
         runner.console.note(f"record: {runner.folder / 'record.json'}\npictures: {runner.folder / 'grid.png'}")

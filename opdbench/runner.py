@@ -21,6 +21,7 @@ from .registry import evaluator as make_evaluator
 from .registry import names
 from .runtime import environment, hash_folder, read_json, write_json
 from .suite import Actor, Suite
+from .team import join
 from .trainer import Trainer
 
 BASE = "base"
@@ -100,7 +101,7 @@ class Runner:
 
     def __init__(self, config: RunConfig, out: Path, fresh: bool, command: str, console: Console) -> None:
         """Resolve what is there; nothing is trained yet."""
-        self.config, self.console, self.command = config, console, command
+        self.config, self.console, self.command, self.team = config, console, command, join()
         self.weights = model_hash(config.model)
         self.digests = stage_digests(config, self.weights)
         self.folder = run_folder(out, config, self.weights)
@@ -119,7 +120,7 @@ class Runner:
 
     def _load(self) -> None:
         self.model, self.evaluators = _loaded(self.config.model)
-        self.suite = Suite(self.model, self.evaluators, self.store, self.weights, self.config.limit)
+        self.suite = Suite(self.model, self.evaluators, self.store, self.weights, self.config.limit, self.team)
 
     def finish(self, wanted: Collection[str]) -> dict[str, Done]:
         """Find or train some stages, and those that they build on; nothing is evaluated."""
@@ -156,7 +157,6 @@ class Runner:
         shown = [actor for actor in actors if actor.role != "stage"]
         policies = tuple(self.suite.table(actor, self.folder, self.console) for actor in shown)
         probes = self._probes(actors, actors)
-        save_pictures(self.folder, self.model, self._grid_rows(shown), self.evaluators, self.config.tasks)
         one, group = run_digests(self.config, self.weights)
         record = RunRecord(
             digest=one,
@@ -172,7 +172,10 @@ class Runner:
             command=self.command,
             probes=probes,
         )
-        record.save(self.folder)
+        if self.team.leads:
+            save_pictures(self.folder, self.model, self._grid_rows(shown), self.evaluators, self.config.tasks)
+            record.save(self.folder)
+        self.team.wait()
         return record
 
     def _grid_rows(self, actors: Sequence[Actor]) -> list[tuple[str, Policy, Sampler]]:
@@ -213,15 +216,17 @@ class Runner:
         folder = self.store.stage(name)
         teachers = self.teachers(stage, done)
         start = adapters.mean([done[name][1] for name in stage.starts]) if stage.starts else None
-        trainer = Trainer(stage, self.config.seed, self.model, self.evaluators, teachers, folder, start)
+        trainer = Trainer(stage, self.config.seed, self.model, self.evaluators, teachers, folder, start, self.team)
         if trainer.state.update:
             self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")
         adapter = trainer.run(lambda line: self.console.progress(stage.name, line["update"], stage.updates, line))
-        adapter.save(folder / "adapter.safetensors")
-        trainer.write_log()
-        about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.weights, "digest": name}
-        write_json(folder / "stage.json", {**about, "meter": asdict(trainer.state.meter)})
-        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        if self.team.leads:
+            adapter.save(folder / "adapter.safetensors")
+            trainer.write_log()
+            about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.weights, "digest": name}
+            write_json(folder / "stage.json", {**about, "meter": asdict(trainer.state.meter)})
+            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        self.team.wait()
         return adapter, trainer.state.meter, False
 
     def teachers(self, stage: Stage, done: Mapping[str, Done]) -> dict[str, Policy]:

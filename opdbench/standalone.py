@@ -23,6 +23,7 @@ from .record import read_samples
 from .runner import FORMAT, model_hash
 from .runtime import environment, write_json
 from .stats import estimate
+from .team import join
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ def evaluate_model(
         limit: at most so many prompts.
         out: folder of the runs.
     """
-    weights = model_hash(subject.source)
+    weights, team = model_hash(subject.source), join()
     adapter = Adapter.load(subject.adapter) if subject.adapter else None
     chosen = {name: choose(_prompts(judge, prompts), limit) for name, judge in evaluators.items()}
     model, sampler = Model(subject.source), Sampler("ode", subject.steps, 0.0, subject.guidance)
-    policy, console = model.frozen(adapter, subject.guidance), make_console()
+    policy, console = model.frozen(adapter, subject.guidance), make_console(team.leads)
     rows: list[dict[str, Any]] = []
     for task, judge in evaluators.items():
         key = column_key(judge, chosen[task], sampler, model)
@@ -61,7 +62,7 @@ def evaluate_model(
             samples = read_samples(target)
         else:
             progress = partial(console.progress, f"evaluate {task}", figures={})
-            samples = evaluate(model, policy, sampler, judge, chosen[task], target, Meter(), progress)
+            samples = evaluate(model, policy, sampler, judge, chosen[task], target, Meter(), progress, team)
         rows += table(task, key, _set_name(chosen[task]), samples)
     return rows
 

@@ -30,6 +30,7 @@ from .model import Model
 from .record import Cell, PolicyResult, Probe, Store, read_samples, write_samples
 from .runtime import read_json, write_json
 from .stats import estimate
+from .team import ALONE, Team
 from .walk import Noise, walk
 
 GUIDANCES = (1.0, 2.0, 3.5)
@@ -73,6 +74,7 @@ class Suite:
     store: Store
     weights: str
     limit: int | None
+    team: Team = ALONE
 
     def table(self, actor: Actor, folder: Path, console: Console) -> PolicyResult:
         """A policy on every task; its rows are also copied to `samples` in `folder`."""
@@ -81,7 +83,8 @@ class Suite:
             question = Question(actor, judge, self.prompts(name), actor.sampler.guidance)
             samples, own = self.ask(question, f"evaluate {actor.name} on {name}", console)
             meter.seconds, meter.peak_mib = meter.seconds + own.seconds, max(meter.peak_mib, own.peak_mib)
-            write_samples(folder / "samples" / f"{actor.name}-{name}.jsonl", samples)
+            if self.team.leads:
+                write_samples(folder / "samples" / f"{actor.name}-{name}.jsonl", samples)
             strata, trained = _strata(samples), name in actor.tasks
             cells.append(Cell(name, self.key(question), trained, estimate(samples), strata, judge.higher_is_better))
         images = sum(c.estimate.n + c.estimate.unscored for c in cells)
@@ -112,10 +115,14 @@ class Suite:
             console.progress(title, done, total, {})
 
         samples = evaluate(
-            self.model, policy, question.sampler, question.judge, question.prompts, target, meter, progress
+            self.model, policy, question.sampler, question.judge, question.prompts, target, meter, progress, self.team
         )  # fmt: skip
-        write_json(target.with_suffix(".json"), asdict(meter))
-        return samples, meter
+        cost = Meter(seconds=meter.seconds, peak_mib=meter.peak_mib)
+        for own in self.team.gather(meter):
+            cost.add(own)
+        if self.team.leads:
+            write_json(target.with_suffix(".json"), asdict(cost))
+        return samples, cost
 
     def probes(self, actor: Actor, teachers: Sequence[Actor], console: Console) -> tuple[Probe, ...]:
         """The full suite's further numbers of a policy."""
@@ -129,8 +136,9 @@ class Suite:
             states, walked = prompt_hash(self._states(teacher)), f"flow-sde-{teacher.sampler.steps}"
             key = f"kl@1[{teacher.name}] {states} {walked} {str(self.model.dtype).removeprefix('torch.')}"
             place = self.store.evaluation(digest([FORMAT, _known(actor), _known(teacher), self.weights, key]))
-            if not place.exists():
+            if self.team.leads and not place.exists():
                 write_samples(place, self._kl(actor, teacher))
+            self.team.wait()
             found.append(Probe("kl", actor.name, teacher.tasks[0], "", key, estimate(read_samples(place))))
         return tuple(found)
 

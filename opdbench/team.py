@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import FrameType
 from typing import TypeVar
 
@@ -66,6 +67,7 @@ class Team:
 ALONE = Team()
 
 
+@cache
 def join() -> Team:
     """The team that the launcher's environment names, or nobody else."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

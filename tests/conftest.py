@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 import pytest
+
+from opdbench.runtime import quiet_libraries
+
+quiet_libraries()  # as every command: a test that runs one in this process wants the bits of one apart
 
 SPREAD = 0.5
 """Standard deviation of the analytic flow's data."""
@@ -90,7 +89,7 @@ class World:
         rows = [Prompt(str(p), "", TASKS[p % 2]) for p in range(prompts) for _ in range(images)]
         pooled = torch.eye(2)[[TASKS.index(row.task) for row in rows]]
         keys = [f"{key}/{update}/{row.id}/{k}" for k, row in enumerate(rows)]
-        states = torch.zeros(len(rows), 1, 1) if states is None else states.expand(len(rows), -1, -1)
+        states = torch.zeros(len(rows), 1, 1) if states is None else states.repeat(len(rows), 1, 1)
         return Batch(rows, keys, images, Condition(states, pooled), Noise(keys, shape), update)
 
     def train(self, method, actors, key, updates=20, lr=0.05, **size):
