@@ -72,6 +72,8 @@ def run_all(runners: Sequence[Runner], specs: Sequence[Spec], jobs: int | None) 
     runs = [Run(RunRecord.load(runner.folder), runner.folder) for runner in runners]
     for runner in runners:
         runner.console.note(f"record: {runner.folder / 'record.json'}\npictures: {runner.folder / 'grid.png'}")
+        if (adapter := runner.result()) is not None:
+            runner.console.note(f"adapter: {adapter}")
     return runs
 
 

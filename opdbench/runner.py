@@ -118,6 +118,12 @@ class Runner:
         path = self.folder / "record.json"
         return RunRecord.load(path) if path.exists() and not self.fresh else None
 
+    def result(self) -> Path | None:
+        """File of the last stage's adapter, which diffusers' `load_lora_weights` reads too; None without stages."""
+        *_, last = (None, *self.digests.values())
+        found = self.store.finished_stage(last) if last else None
+        return found and found / "adapter.safetensors"
+
     def _load(self) -> None:
         self.model, self.evaluators = _loaded(self.config.model)
         self.suite = Suite(self.model, self.evaluators, self.store, self.weights, self.config.limit, self.team)
