@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .config import Recipe, Stage, load_recipe, method_options
+from .config import RELEASED, Recipe, Stage, load_recipe, method_options
 from .core import Meter, Prompt, Score
 from .errors import UserError, unknown
 from .flow import transitions
@@ -49,6 +49,8 @@ class _Blank(nn.Module):
 
 def forwards(stage: Stage, recipe: Recipe) -> Meter:
     """The meter of `stage` after all its updates: forwards by role and pictures scored; no seconds."""
+    if stage.method == RELEASED:
+        return Meter()
     method: Method = method_options(load("methods", stage.method), stage.options, stage.name)
     period = [_count(stage, recipe, method, update) for update in range(min(len(stage.tasks), stage.updates))]
     rounds: Counter[str] = Counter()

@@ -15,6 +15,8 @@ from .errors import UserError, unknown
 from .recipes import read_recipe
 
 BEFORE = "{before}"
+RELEASED = "released"
+"""Method of a stage that is not trained: its adapter was given (`released.py`)."""
 
 
 @dataclass(frozen=True)

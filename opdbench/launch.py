@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from .budget import forwards
-from .config import RunConfig, digest
+from .adapters import Adapter
+from .config import RELEASED, RunConfig, digest
 from .console import Console, make_console
 from .jobs import Job, run_jobs
 from .leaderboards.runs import Run
@@ -40,13 +41,19 @@ def runners_of(specs: Sequence[Spec], track: Kind | None) -> list[Runner]:
     return runners
 
 
-def run_all(runners: Sequence[Runner], specs: Sequence[Spec], jobs: int | None) -> list[Run]:
+def run_all(
+    runners: Sequence[Runner],
+    specs: Sequence[Spec],
+    jobs: int | None,
+    given: Mapping[str, tuple[str, Adapter]],
+) -> list[Run]:
     """Do what several runs need, each stage and evaluation once, and read their records.
 
     Args:
         runners: one a run.
         specs: what made each of them, to make it again in a worker.
         jobs: processes; None is two on a CPU that has them, and one on a GPU.
+        given: released adapters by task, with their places.
     """
     team = join()
     if team.size > 1 and jobs not in (None, 1):
@@ -56,6 +63,7 @@ def run_all(runners: Sequence[Runner], specs: Sequence[Spec], jobs: int | None) 
         for runner in runners:
             if runner.fresh:
                 runner.clear()
+            runner.adopt(given)
     team.wait()
     for runner, spec in zip(runners, specs, strict=True):
         if runner.finished() is not None:
@@ -86,7 +94,9 @@ def _jobs(runner: Runner, spec: Spec) -> Iterator[Job]:
     for stage in recipe.stages:
         if stage.name not in missing:
             one = runner.digests[stage.name]
-            runner.console.note(f"stage {stage.name}: found finished ({one}), its cost is counted")
+            what = "released" if stage.method == RELEASED else "found finished"
+            counted = "unknown and not counted" if stage.method == RELEASED else "counted"
+            runner.console.note(f"stage {stage.name}: {what} ({one}), its cost is {counted}")
             continue
         needs = frozenset(keys[name] for name in (*stage.starts, *(name for _, name in stage.teachers)))
         title = f"stage {stage.name} of {about}"
@@ -136,6 +146,7 @@ def print_plan(runner: Runner) -> None:
     for stage in recipe.stages:
         one, cost = runner.digests[stage.name], forwards(stage, recipe).total()
         state = "finished" if runner.store.finished_stage(one) else "to train"
+        state = RELEASED if stage.method == RELEASED else state
         about = f"{stage.name:20} {stage.method:10} {','.join(stage.tasks):24} {stage.updates:5} updates"
         print(f"{about} {cost:11,} forwards  {one}  {state}")
         whole += cost

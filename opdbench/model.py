@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -191,13 +191,28 @@ def locate(source: str) -> str:
     return source
 
 
+def outline(source: str) -> SD3Transformer2DModel:
+    """The denoiser without weights (on the meta device), from its configuration alone: its layers and their sizes."""
+    with _loading(source) as place:
+        config = SD3Transformer2DModel.load_config(place, subfolder="transformer")
+    with torch.device("meta"):
+        return SD3Transformer2DModel.from_config(config)
+
+
 def _load(source: str) -> StableDiffusion3Pipeline:
+    with _loading(source) as place:
+        return StableDiffusion3Pipeline.from_pretrained(place, torch_dtype=torch.float32, use_safetensors=True)
+
+
+@contextmanager
+def _loading(source: str) -> Iterator[str]:
+    """Where to load a model from; quiet libraries, and a `UserError` if it fails."""
     place = locate(source)
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        return StableDiffusion3Pipeline.from_pretrained(place, torch_dtype=torch.float32, use_safetensors=True)
+        yield place
     except (OSError, ValueError, KeyError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot load model {source!r}: {line}") from error

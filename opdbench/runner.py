@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import adapters
 from .adapters import Adapter
-from .config import FORMAT, Recipe, RunConfig, Stage, digest
+from .config import FORMAT, RELEASED, Recipe, RunConfig, Stage, digest
 from .console import Console
 from .core import Evaluator, Meter, Sampler
 from .errors import UserError
@@ -66,6 +66,15 @@ def roles(recipe: Recipe) -> dict[str, str]:
     return {s.name: "teacher" if s.name in teachers else "student" for s in recipe.stages if s.name in shown}
 
 
+def needed(stages: Sequence[Stage], wanted: Collection[str]) -> set[str]:
+    """Names of some stages and of all that they build on."""
+    found = set(wanted)
+    for stage in reversed(stages):
+        if stage.name in found:
+            found |= {*stage.starts, *(source for _, source in stage.teachers)}
+    return found
+
+
 def scored(config: RunConfig) -> dict[str, str]:
     """Roles of the base model's successors that are evaluated; the full suite has every stage."""
     others = dict.fromkeys((stage.name for stage in config.recipe.stages), "stage")
@@ -113,6 +122,13 @@ class Runner:
         if (self.folder / "record.json").exists():
             shutil.rmtree(self.folder)
 
+    def adopt(self, given: Mapping[str, tuple[str, Adapter]]) -> None:
+        """Keep released adapters, by task with their place, as the stages that they stand for."""
+        for stage in self.config.recipe.stages:
+            if stage.method == RELEASED and not self.store.finished_stage(self.digests[stage.name]):
+                place, adapter = given[stage.tasks[0]]
+                self._keep(stage, adapter, Meter(), place)
+
     def finished(self) -> RunRecord | None:
         """The record, if this very run is complete."""
         path = self.folder / "record.json"
@@ -131,13 +147,10 @@ class Runner:
     def finish(self, wanted: Collection[str]) -> dict[str, Done]:
         """Find or train some stages, and those that they build on; nothing is evaluated."""
         self._load()
-        needed = set(wanted)
-        for stage in reversed(self.config.recipe.stages):
-            if stage.name in needed:
-                needed |= {*stage.starts, *(source for _, source in stage.teachers)}
+        some = needed(self.config.recipe.stages, wanted)
         done: dict[str, Done] = {}
         for stage in self.config.recipe.stages:
-            if stage.name in needed:
+            if stage.name in some:
                 done[stage.name] = (stage, self._stage(stage, done)[0])
         return done
 
@@ -227,13 +240,20 @@ class Runner:
             self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")
         adapter = trainer.run(lambda line: self.console.progress(stage.name, line["update"], stage.updates, line))
         if self.team.leads:
-            adapter.save(folder / "adapter.safetensors")
             trainer.write_log()
-            about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.weights, "digest": name}
-            write_json(folder / "stage.json", {**about, "meter": asdict(trainer.state.meter)})
+            self._keep(stage, adapter, trainer.state.meter)
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         self.team.wait()
         return adapter, trainer.state.meter, False
+
+    def _keep(self, stage: Stage, adapter: Adapter, meter: Meter, place: str = "") -> None:
+        """Write a finished stage, `stage.json` last; `place` is where a released adapter is from."""
+        name = self.digests[stage.name]
+        folder = self.store.stage(name)
+        adapter.save(folder / "adapter.safetensors")
+        about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.weights, "digest": name}
+        source = {"place": place} if place else {}
+        write_json(folder / "stage.json", {**about, **source, "meter": asdict(meter)})
 
     def teachers(self, stage: Stage, done: Mapping[str, Done]) -> dict[str, Policy]:
         """The stage's frozen teacher of each task, with its guidance."""

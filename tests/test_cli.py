@@ -67,7 +67,7 @@ def test_a_run_leaves_table_record_grid_and_rows(finished):
 
 
 def test_plain_diffusers_draws_the_students_pictures(finished):
-    """Up to 2 of 255 grey levels: its adapter is not folded into the weights, and sums differ in their last bits."""
+    """Within 0.6 of 255 grey levels, of which rounding to whole ones is 0.5 (measured: 0.50005); others move by 10 and more."""
     from diffusers import StableDiffusion3Pipeline
 
     from opdbench.core import Prompt, Sampler
@@ -77,7 +77,7 @@ def test_plain_diffusers_draws_the_students_pictures(finished):
 
     (place,) = (line for line in finished[1].stderr.splitlines() if line.startswith("adapter: "))
     path, model, sampler = Path(place.removeprefix("adapter: ")), Model(), Sampler(steps=10)
-    prompts = [Prompt(f"p/{k}", text, "") for k, text in enumerate(('a photo of a red star', 'a poster with "cat"'))]
+    prompts = [Prompt(f"p/{k}", text, "") for k, text in enumerate(("a photo of a red star", 'a poster with "cat"'))]
     pairs = [(prompt, 0) for prompt in prompts]
     ours, base = (
         np.stack([np.asarray(image, float) for image in generate(model, model.frozen(adapter, 1.0), sampler, pairs)])
@@ -90,7 +90,7 @@ def test_plain_diffusers_draws_the_students_pictures(finished):
     texts, settings = [p.text for p in prompts], {"guidance_scale": 1.0, "num_inference_steps": 10}
     length = pipe.tokenizer_3.model_max_length
     theirs = pipe(texts, latents=noise, max_sequence_length=length, output_type="np", **settings).images
-    assert abs(255 * theirs - ours).max() <= 2
+    assert abs(255 * theirs - ours).max() <= 0.6
     assert abs(ours - base).max() > 10
 
 

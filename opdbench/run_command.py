@@ -1,0 +1,82 @@
+"""The verb `opdbench run`; what is heavy is imported inside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .errors import UserError
+from .runtime import check_writable, command_line
+from .tracking import Kind
+
+
+TEACHERS = "released LoRA adapters, not trained here: task=place, or one for all, e.g. quanhaol/DiffusionOPD"
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0`, `0,2` or `0-4` to numbers."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        if not low.isdigit() or (high and not high.isdigit()):
+            raise UserError(f"bad seeds {text!r}; expected numbers such as 0, 0,2 or 0-4")
+        seeds += range(int(low), int(high or low) + 1)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"bad seeds {text!r}; expected each seed once")
+    return seeds
+
+
+def run(
+    method: Annotated[str, typer.Option(help="recipes, or all; `opdbench list` names them")] = "opd",
+    tasks: Annotated[str, typer.Option(help="tasks to learn, with commas between")] = "ocr,geneval",
+    model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
+    seeds: Annotated[str, typer.Option(help="0, 0,2 or 0-4")] = "0",
+    limit: Annotated[int | None, typer.Option(min=1, help="at most so many test prompts a task")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value; may be repeated")] = None,
+    config: Annotated[Path | None, typer.Option(help="a recipe file instead of --method")] = None,
+    out: Annotated[Path, typer.Option("--out", help="folder of the runs")] = Path("runs"),
+    teachers: Annotated[list[str] | None, typer.Option(help=TEACHERS)] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and stop")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes; 2 on a CPU and 1 on a GPU if absent")] = None,
+    suite: Annotated[Literal["main", "full"], typer.Option(help="full: probes beyond the table, too")] = "main",
+    track: Annotated[Kind | None, typer.Option(help="curves to tensorboard or wandb, in OUT/trackers")] = None,
+    format_: Annotated[Literal["table", "json"], typer.Option("--format", help="table or json")] = "table",
+) -> None:
+    """Train the stages of a recipe, evaluate every policy, and print the table."""
+    from .registry import parse_methods, parse_tasks
+
+    wanted, numbers = parse_tasks(tasks), parse_seeds(seeds)
+    sources = [config] if config else parse_methods(method)
+    check_writable(out)
+    from . import released
+    from .budget import plan
+    from .config import RunConfig
+    from .launch import print_plan, run_all, runners_of
+    from .model import locate
+    from .show import print_json, print_runs
+    from .team import join
+
+    plans = [plan(source, wanted, set_ or []) for source in sources]
+    locate(model)
+    given = released.fetch_all(teachers or (), wanted, model)
+    plans = [released.replace_teachers(one, given) for one in plans]
+    configs = [RunConfig(one, wanted, model, seed, limit, suite) for one in plans for seed in numbers]
+    specs = [(one, out, fresh, command_line()) for one in configs]
+    runners = runners_of(specs, track)
+    if dry_run:
+        for runner in runners:
+            print_plan(runner)
+        return
+    runs = run_all(runners, specs, jobs, given)
+    if not join().leads:
+        return
+    if format_ == "json":
+        from .leaderboards import table
+
+        records = [one.record for one in runs]
+        print_json({"rows": [r for x in records for r in table.rows(x)], "costs": [table.costs(x) for x in records]})
+    else:
+        print_runs(runs)
