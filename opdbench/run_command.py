@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,7 +13,9 @@ from .errors import UserError
 from .runtime import check_writable, command_line
 from .tracking import Kind
 
-
+if TYPE_CHECKING:
+    from .launch import Backend
+    from .leaderboards.runs import Run
 TEACHERS = "released LoRA adapters, not trained here: task=place, or one for all, e.g. quanhaol/DiffusionOPD"
 
 
@@ -40,7 +44,9 @@ def run(
     teachers: Annotated[list[str] | None, typer.Option(help=TEACHERS)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and stop")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="processes; 2 on a CPU and 1 on a GPU if absent")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="jobs at once; what there is room for if absent")] = None,
+    backend: Annotated[Literal["local", "ray"], typer.Option(help="where jobs are done")] = "local",
+    address: Annotated[str | None, typer.Option(help="of a Ray cluster; one of this machine if absent")] = None,
     suite: Annotated[Literal["main", "full"], typer.Option(help="full: probes beyond the table, too")] = "main",
     track: Annotated[Kind | None, typer.Option(help="curves to tensorboard or wandb, in OUT/trackers")] = None,
     format_: Annotated[Literal["table", "json"], typer.Option("--format", help="table or json")] = "table",
@@ -51,12 +57,12 @@ def run(
     wanted, numbers = parse_tasks(tasks), parse_seeds(seeds)
     sources = [config] if config else parse_methods(method)
     check_writable(out)
+    doer = _backend(backend, address)
     from . import released
     from .budget import plan
     from .config import RunConfig
     from .launch import print_plan, run_all, runners_of
     from .model import locate
-    from .show import print_json, print_runs
     from .team import join
 
     plans = [plan(source, wanted, set_ or []) for source in sources]
@@ -70,13 +76,28 @@ def run(
         for runner in runners:
             print_plan(runner)
         return
-    runs = run_all(runners, specs, jobs, given)
-    if not join().leads:
-        return
-    if format_ == "json":
-        from .leaderboards import table
+    runs = run_all(runners, specs, jobs, given, doer)
+    if join().leads:
+        _show(runs, format_)
 
+
+def _show(runs: Sequence[Run], format_: str) -> None:
+    from .leaderboards import table
+    from .show import print_json, print_runs
+
+    if format_ == "json":
         records = [one.record for one in runs]
         print_json({"rows": [r for x in records for r in table.rows(x)], "costs": [table.costs(x) for x in records]})
     else:
         print_runs(runs)
+
+
+def _backend(name: str, address: str | None) -> Backend | None:
+    """What does the jobs, if it is not processes of this machine."""
+    if name == "local":
+        if address:
+            raise UserError(f"--address {address!r} is of a Ray cluster; add --backend ray, or leave it out")
+        return None
+    from . import cluster
+
+    return partial(cluster.run_jobs, address=address)
