@@ -108,5 +108,5 @@ def _reason(reading: Reading, prompt: Prompt, lines: Lines) -> str:
 
 
 def by_paddle(source: str | None = None) -> OCR:
-    """OCR by PaddleOCR 3.x on Flow-GRPO's 1,018 test prompts; `source` is a folder with its weights."""
-    return OCR(PaddleOCR(source), pulled("ocr"))
+    """OCR by PaddleOCR 3.x on Flow-GRPO's prompts, 1,018 to test; `source` is a folder with its weights."""
+    return OCR(PaddleOCR(source), pulled("ocr", train="ocr-train"))

@@ -26,7 +26,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 Given = Mapping[str, tuple[str, Adapter]]
 """Of each task, where its adapter is from, and the adapter."""
-FOLDERS = {"geneval": "GenEvalTeacher/lora", "ocr": "OCRTeacher/lora", "preference": "AesTeacher/lora"}
+FOLDERS = {"geneval": "GenEvalTeacher/lora", "ocr": "OCRTeacher/lora"} | dict.fromkeys(
+    ("preference", "pickscore"), "AesTeacher/lora"
+)
 """Where the paper's release, quanhaol/DiffusionOPD, has the teacher of each task."""
 
 
@@ -37,6 +39,10 @@ def places(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
         task, separator, place = text.partition("=")
         if separator and (task not in tasks or not place):
             raise UserError(f"bad --teachers {text!r}; expected task=place with one of the tasks {', '.join(tasks)}")
+        if not separator and (others := set(tasks) - set(FOLDERS)):
+            raise UserError(
+                f"bad --teachers {text!r}: no release has a teacher of {min(others)!r}; name it, task=place"
+            )
         now = {task: place} if separator else {name: f"{text.rstrip('/')}/{FOLDERS[name]}" for name in tasks}
         if found.keys() & now:
             raise UserError(f"bad --teachers {text!r}: a task has its adapter already; name one adapter a task")

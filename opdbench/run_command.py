@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .errors import UserError
+from .errors import UserError, unknown
 from .runtime import check_writable, command_line
 from .tracking import Kind
 
@@ -40,6 +40,7 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="at most so many test prompts a task")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value; may be repeated")] = None,
     config: Annotated[Path | None, typer.Option(help="a recipe file instead of --method")] = None,
+    preset: Annotated[str | None, typer.Option(help="sd35, or a file: settings laid over every recipe")] = None,
     out: Annotated[Path, typer.Option("--out", help="folder of the runs")] = Path("runs"),
     teachers: Annotated[list[str] | None, typer.Option(help=TEACHERS)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
@@ -53,9 +54,11 @@ def run(
 ) -> None:
     """Train the stages of a recipe, evaluate every policy, and print the table."""
     from .registry import parse_methods, parse_tasks
+    from .registry import preset as find_preset
+    from .registry import suite as suite_of
 
-    wanted, numbers = parse_tasks(tasks), parse_seeds(seeds)
-    sources = [config] if config else parse_methods(method)
+    wanted, numbers = parse_tasks(tasks, ("evaluators", "judges")), parse_seeds(seeds)
+    sources, over = [config] if config else parse_methods(method), find_preset(preset) if preset else None
     check_writable(out)
     doer = _backend(backend, address)
     from . import released
@@ -65,7 +68,11 @@ def run(
     from .model import locate
     from .team import join
 
-    plans = [plan(source, wanted, set_ or []) for source in sources]
+    plans = [plan(source, wanted, set_ or [], over) for source in sources]
+    for one in plans:
+        for task in wanted:
+            if task not in suite_of(one.judges):
+                raise unknown("task", task, suite_of(one.judges))
     locate(model)
     given = released.fetch_all(teachers or (), wanted, model)
     plans = [released.replace_teachers(one, given) for one in plans]

@@ -18,7 +18,7 @@ from .grid import save_pictures
 from .model import TINY, Model, Policy, locate
 from .record import Probe, RunRecord, StageResult, Store, read_curve, shipped
 from .registry import evaluator as make_evaluator
-from .registry import names
+from .registry import suite
 from .runtime import environment, hash_folder, read_json, write_json
 from .suite import Actor, Suite
 from .team import join
@@ -29,10 +29,10 @@ Done = tuple[Stage, Adapter]
 """A finished stage and what it made."""
 
 
-def model_hash(source: str) -> str:
-    """What identifies the weights: a hash of a folder's files, or the hub id itself."""
+def model_hash(source: str, resolution: int = 0) -> str:
+    """What identifies the weights, a hash of a folder's files or the hub id itself, and the pictures' size."""
     place = Path(locate(source))
-    return hash_folder(place) if place.is_dir() else source
+    return (hash_folder(place) if place.is_dir() else source) + (f"@{resolution}" if resolution else "")
 
 
 def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
@@ -100,9 +100,9 @@ def run_folder(out: Path, config: RunConfig, weights: str) -> Path:
 
 
 @cache
-def _loaded(source: str) -> tuple[Model, dict[str, Evaluator]]:
+def _loaded(source: str, resolution: int, judges: tuple[tuple[str, str], ...]) -> tuple[Model, dict[str, Evaluator]]:
     """The model and the suite; a process that does several jobs loads them once."""
-    return Model(source), {name: make_evaluator(name) for name in names("evaluators")}
+    return Model(source, resolution=resolution), {task: make_evaluator(name) for task, name in suite(judges).items()}
 
 
 class Runner:
@@ -111,7 +111,7 @@ class Runner:
     def __init__(self, config: RunConfig, out: Path, fresh: bool, command: str, console: Console) -> None:
         """Resolve what is there; nothing is trained yet."""
         self.config, self.console, self.command, self.team = config, console, command, join()
-        self.weights = model_hash(config.model)
+        self.weights = model_hash(config.model, config.recipe.resolution)
         self.digests = stage_digests(config, self.weights)
         self.folder = run_folder(out, config, self.weights)
         self.store = Store(self.folder) if fresh else Store(out, (shipped(),))
@@ -141,7 +141,9 @@ class Runner:
         return found and found / "adapter.safetensors"
 
     def _load(self) -> None:
-        self.model, self.evaluators = _loaded(self.config.model)
+        self.model, self.evaluators = _loaded(
+            self.config.model, self.config.recipe.resolution, self.config.recipe.judges
+        )
         self.suite = Suite(self.model, self.evaluators, self.store, self.weights, self.config.limit, self.team)
 
     def finish(self, wanted: Collection[str]) -> dict[str, Done]:

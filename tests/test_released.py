@@ -126,7 +126,7 @@ SHORT = ["--limit", "1", *(word for key in ("start.updates=1", "start.prompts=3"
 
 
 def test_a_run_takes_a_release_in_place_of_its_teachers(adapter, tmp_path):
-    for k, folder in enumerate(released.FOLDERS.values()):
+    for k, folder in enumerate(dict.fromkeys(released.FOLDERS.values())):
         write(tmp_path / "release" / folder, adapter, 0.1 * (k + 1))
     args = ["run", *SHORT, "--out", tmp_path / "runs", "--teachers"]
     done = opdbench(*args, tmp_path / "release", "--jobs", "1", "--format", "json")
