@@ -134,7 +134,7 @@ def list_(format_: FormatOption = "table") -> None:
 @app.command("eval")
 def eval_(
     model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
-    adapter: Annotated[Path | None, typer.Option(help="a LoRA adapter written by opdbench")] = None,
+    adapter: Annotated[str | None, typer.Option(help="a LoRA adapter: file, folder or hub id with its folder")] = None,
     pictures: Annotated[Path | None, typer.Option(help="score these instead: GenEval's layout, or .jsonl")] = None,
     share: Annotated[str | None, typer.Option(help="k/n: score the k-th of n shares of --pictures alone")] = None,
     tasks: Annotated[str, typer.Option(help="tasks or judges, with commas between")] = "ocr,geneval",
@@ -142,6 +142,7 @@ def eval_(
     prompts: Annotated[str | None, typer.Option(help="a prompt set or file instead of the tasks' own")] = None,
     guidance: Annotated[float, typer.Option(min=0, help="guidance scale")] = 3.5,
     steps: Annotated[int, typer.Option(min=1, help="denoising steps")] = 10,
+    resolution: Annotated[int, typer.Option(min=0, help="side of the pictures in pixels; 0: the model's own")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="at most so many test prompts a task")] = None,
     out: OutOption = Path("runs"),
     format_: FormatOption = "table",
@@ -163,7 +164,7 @@ def eval_(
     if pictures:
         rows = evaluate_pictures(pictures, judges, out, parse_share(share) if share else None)
     else:
-        rows = evaluate_model(Subject(model, adapter, guidance, steps), judges, prompts, limit, out)
+        rows = evaluate_model(Subject(model, adapter, guidance, steps, resolution), judges, prompts, limit, out)
     print_estimates(rows, format_)
     if any(row["unscored"] for row in rows if not row["metric"]):
         raise typer.Exit(1)

@@ -18,8 +18,10 @@ from .console import Console, make_console
 from .errors import UserError
 from .jobs import Job, run_jobs
 from .leaderboards.runs import Run
+from .model import TINY
 from .record import RunRecord
 from .runner import BASE, Runner, experts, scored
+from .sizes import describe
 from .team import join
 from .tracking import Kind, tracked
 
@@ -160,3 +162,6 @@ def print_plan(runner: Runner) -> None:
         print(f"{about} {cost:11,} forwards  {one}  {state}")
         whole += cost
     print(f"{whole:,} forwards in all; record: {runner.folder / 'record.json'}")
+    if recipe.stages and runner.config.model != TINY:
+        for line in describe(runner.config.model, recipe, recipe.stages[-1], whole):
+            print(line)

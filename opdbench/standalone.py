@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .adapters import Adapter
 from .config import digest
 from .console import make_console
 from .core import Evaluator, Meter, Prompt, Sample, Sampler, Score, metric_key
@@ -20,6 +19,7 @@ from .folder import Picture, open_picture, read_pictures, uneven
 from .gallery import write_gallery
 from .model import Model
 from .record import read_samples
+from .released import check, fetch
 from .runner import FORMAT, model_hash
 from .runtime import environment, write_json
 from .stats import estimate
@@ -31,9 +31,10 @@ class Subject:
     """What to score: a model with or without an adapter, and how it samples."""
 
     source: str
-    adapter: Path | None
+    adapter: str | None
     guidance: float
     steps: int
+    resolution: int = 0
 
 
 def evaluate_model(
@@ -48,10 +49,13 @@ def evaluate_model(
         limit: at most so many prompts.
         out: folder of the runs.
     """
-    weights, team = model_hash(subject.source), join()
-    adapter = Adapter.load(subject.adapter) if subject.adapter else None
+    weights, team = model_hash(subject.source, subject.resolution), join()
+    adapter = fetch(subject.adapter) if subject.adapter else None
     chosen = {name: choose(_prompts(judge, prompts), limit) for name, judge in evaluators.items()}
-    model, sampler = Model(subject.source), Sampler("ode", subject.steps, 0.0, subject.guidance)
+    model = Model(subject.source, resolution=subject.resolution)
+    sampler = Sampler("ode", subject.steps, 0.0, subject.guidance)
+    if adapter and subject.adapter:
+        check(adapter, model.base, subject.adapter)
     policy, console = model.frozen(adapter, subject.guidance), make_console(team.leads)
     rows: list[dict[str, Any]] = []
     for task, judge in evaluators.items():

@@ -219,7 +219,7 @@ def test_two_workers_of_which_one_is_killed_train_what_recipes_share_once_to_the
         (["compare", "--out", "absent"], "no finished run in 'absent'"),
         (["score", "geneval", "absent.jsonl"], "cannot read"),
         (["score", "genval", "absent.jsonl"], "did you mean 'geneval'"),
-        (["eval", "--adapter", "absent.safetensors"], "cannot read the adapter"),
+        (["eval", "--adapter", "absent.safetensors"], "no adapter at 'absent.safetensors'"),
     ],
 )
 def test_bad_input_is_one_clear_line(args, message, tmp_path):
