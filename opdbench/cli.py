@@ -220,6 +220,7 @@ def eval_(
     check_writable(out)
     from .show import print_estimates
     from .standalone import Subject, evaluate_model, evaluate_pictures, parse_share
+    from .team import join
 
     places = parse_sources(source or (), wanted)
     judges = {task: evaluator(task, places.get(task)) for task in wanted}
@@ -227,7 +228,8 @@ def eval_(
         rows = evaluate_pictures(pictures, judges, out, parse_share(share) if share else None)
     else:
         rows = evaluate_model(Subject(model, adapter, guidance, steps), judges, prompts, limit, out)
-    print_estimates(rows, format_)
+    if join().leads:
+        print_estimates(rows, format_)
     if any(row["unscored"] for row in rows if not row["metric"]):
         raise typer.Exit(1)
 

@@ -12,10 +12,10 @@ from typing import Any
 from .adapters import Adapter
 from .config import digest
 from .console import make_console
-from .core import Evaluator, Meter, Prompt, Sample, Sampler, Score, metric_key
+from .core import Evaluator, Meter, Prompt, Sample, Sampler, Score, compares, metric_key
 from .data import SETS, load, read_prompts
 from .errors import UserError
-from .evaluate import BATCH, choose, column_key, evaluate, make_row, prompt_hash, score_in_parts, write_parts
+from .evaluate import BATCH, choose, column_key, cut, evaluate, make_row, prompt_hash, score_in_parts, write_parts
 from .folder import Picture, open_picture, read_pictures, uneven
 from .gallery import write_gallery
 from .model import Model
@@ -75,7 +75,8 @@ def evaluate_pictures(
     With a share `(k, n)` only every n-th part is scored, from the k-th, and there are no rows; the call without
     one, after all shares, finds their parts and finishes.
     """
-    pictures, console = read_pictures(place), make_console()
+    team = join()
+    pictures, console = read_pictures(place), make_console(team.leads)
     if uneven(pictures):
         console.note(uneven(pictures))
     prompts = [one.prompt for one in pictures if one.index == 0]
@@ -89,18 +90,22 @@ def evaluate_pictures(
         target = folder / f"{task}-{digest([FORMAT, key])[:8]}.jsonl"
         progress = partial(console.progress, f"score {task}", figures={})
         score = partial(_score_pictures, judge)
+        parts = cut(pictures, BATCH, (lambda one: one.prompt.id) if compares(judge) else None)
         if share:
             if not target.exists():
-                write_parts(pictures, BATCH, target, score, progress, share)
+                write_parts(parts, target, score, progress, share)
             continue
-        samples = read_samples(target) if target.exists() else score_in_parts(pictures, BATCH, target, score, progress)
-        write_gallery(target.with_suffix(".html"), key, samples, pictures, judge.range[1])
-        console.note(f"failures: {target.with_suffix('.html')}")
+        found = target.exists()
+        samples = read_samples(target) if found else score_in_parts(parts, target, score, progress, team)
+        if team.leads:
+            write_gallery(target.with_suffix(".html"), key, samples, pictures, judge.range[1])
+            console.note(f"failures: {target.with_suffix('.html')}")
         rows += table(task, key, _set_name(prompts), samples)
     if share:
         console.note(f"share {share[0]} of {share[1]} is scored; the same command without --share makes the table")
         return []
-    write_json(folder / "table.json", {"pictures": str(place), "rows": rows, "environment": environment()})
+    if team.leads:
+        write_json(folder / "table.json", {"pictures": str(place), "rows": rows, "environment": environment()})
     return rows
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from opdbench.core import Sample
 from opdbench.errors import UserError
-from opdbench.evaluate import score_in_parts
+from opdbench.evaluate import cut, score_in_parts
 from opdbench.evaluators.ocr import OCR
 from opdbench.folder import Picture, open_picture, read_pictures, uneven
 from opdbench.gallery import write_gallery
@@ -99,12 +99,12 @@ def test_a_killed_scoring_goes_on_to_the_same_rows(tmp_path):
             asked.append(k)
         return [Sample(str(k), 0, "t", "", k, k, details={"k": k}) for k in part]
 
-    whole = score_in_parts(items, 10, tmp_path / "a.jsonl", score, lambda done, total: None)
+    whole = score_in_parts(cut(items, 10), tmp_path / "a.jsonl", score, lambda done, total: None)
     asked.clear()
     with pytest.raises(KeyboardInterrupt):
-        score_in_parts(items, 10, tmp_path / "b.jsonl", lambda part: score(part, 17), lambda done, total: None)
+        score_in_parts(cut(items, 10), tmp_path / "b.jsonl", lambda part: score(part, 17), lambda done, total: None)
     assert not (tmp_path / "b.jsonl").exists()
-    resumed = score_in_parts(items, 10, tmp_path / "b.jsonl", score, lambda done, total: None)
+    resumed = score_in_parts(cut(items, 10), tmp_path / "b.jsonl", score, lambda done, total: None)
     assert resumed == whole
     assert [k for k in asked if k < 10] == list(range(10))
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
