@@ -73,7 +73,8 @@ def print_checks(checks: Sequence[Mapping[str, Any]], format_: str) -> None:
         print_json(checks)
         return
     for check in checks:
-        print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['what']}")
+        state = {True: "ok", False: "FAIL", None: "none"}[check["ok"]]
+        print(f"{state:4} {check['name']}: {check['what']}")
 
 
 def print_figures(figures: Mapping[str, float], format_: str) -> None:
