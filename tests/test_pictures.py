@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from random import Random
 
@@ -14,7 +16,7 @@ from opdbench.errors import UserError
 from opdbench.evaluate import cut, score_in_parts
 from opdbench.evaluators.ocr import OCR
 from opdbench.folder import Picture, open_picture, read_pictures, uneven
-from opdbench.gallery import write_gallery
+from opdbench.gallery import SIDE, write_gallery
 from opdbench.standalone import evaluate_pictures, table
 from opdbench.tiny.prompts import geneval_prompts, ocr_prompts
 from opdbench.tiny.render import render
@@ -148,9 +150,10 @@ def test_alpha_and_orientation_are_read_as_the_official_script_does(tmp_path):
 def test_the_gallery_escapes_what_people_and_engines_wrote(tmp_path, words):
     evil = "<script>alert('x')</script>"
     pictures = [Picture(p.path, p.prompt.__class__(evil, evil, "ocr"), 0, "") for p in read_pictures(words)[:3]]
-    box = {"name": evil, "color": None, "box": [1, 1, 9, 9], "score": 0.5}
+    read = {"text": evil, "confidence": 0.25}
+    box = {"name": evil, "color": "red; background: url(x)", "box": [1, 1, 9, 9], "score": 0.5}
     samples = [
-        Sample(evil, 0, "ocr", "", v, v, evil, {}, {"recognized": evil, "detections": [box]}) for v in (None, 0.5, 1)
+        Sample(evil, 0, "ocr", "", v, v, evil, {}, {"recognized": [read], "detections": [box]}) for v in (None, 0.5, 1)
     ]
     write_gallery(tmp_path / "g.html", evil, samples, pictures, best=1.0)
     page = (tmp_path / "g.html").read_text()
@@ -158,6 +161,27 @@ def test_the_gallery_escapes_what_people_and_engines_wrote(tmp_path, words):
     assert page.count("<figure>") == 2
     assert page.index("unscored") < page.index("0.500")
     assert "data:image/png;base64," in page
+    assert "style" not in page.split("</style>")[1]  # what is no word is no colour
+
+
+def test_the_gallery_shows_picture_boxes_colours_text_and_reason(tmp_path, words):
+    pictures = read_pictures(words)[:2]
+    pictures[1].path.write_bytes(b"")
+    box = {"name": "ring", "color": "red", "box": [16, 16, 48, 48], "score": 0.75}
+    seen = {"detections": [box], "recognized": [{"text": "HI", "confidence": 0.5}]}
+    samples = [
+        Sample("p", 0, "t", "", 0.25, 0.25, "too few rings", {}, seen),
+        Sample("p", 1, "t", "", None, None, "unreadable"),
+    ]
+    write_gallery(tmp_path / "g.html", "a title", samples, pictures, best=1.0)
+    page = (tmp_path / "g.html").read_text()
+    for text in ("too few rings", "0.250", "red ring 0.75", "background: red", "read &#39;HI&#39; 0.50", "no picture"):
+        assert text in page, text
+    raw = base64.b64decode(page.split("base64,")[1].split('"')[0])
+    shown = Image.open(io.BytesIO(raw))
+    assert shown.size == (SIDE, SIDE)  # enlarged five times, and the frame with it
+    assert [shown.getpixel((x, SIDE // 2)) for x in (80, 240)] == [(255, 0, 255)] * 2
+    assert shown.getpixel((SIDE // 4 - 4, SIDE // 2)) != (255, 0, 255)
 
 
 def test_metrics_have_estimates_of_their_own():
