@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ..errors import Absent, UserError
+from ..errors import AbsentError, UserError
 from ..runtime import write_json
 
 Lines = list[tuple[str, float]]
@@ -134,12 +134,12 @@ def paddle_version() -> str:
     """The installed PaddleOCR's.
 
     Raises:
-        Absent: if there is none.
+        AbsentError: if there is none.
     """
     try:
         return version("paddleocr")
     except PackageNotFoundError as error:
-        raise Absent("PaddleOCR is not installed; run: pip install 'opdbench[paddle]'") from error
+        raise AbsentError("PaddleOCR is not installed; run: pip install 'opdbench[paddle]'") from error
 
 
 class PaddleOCR:

@@ -17,11 +17,15 @@ from PIL import Image
 
 from opdbench.evaluators.ocr_engines import Lines, hash_weights
 
-from ..errors import Absent
+from ..errors import AbsentError
 
 PARTS = ("det", "rec", "cls")
 """Folders of weights; the third is never run, but PaddleOCR asks a server for it if it is not given."""
-USUAL = ("whl/det/en/en_PP-OCRv3_det_infer", "whl/rec/en/en_PP-OCRv4_rec_infer", "whl/cls/ch_ppocr_mobile_v2.0_cls_infer")
+USUAL = (
+    "whl/det/en/en_PP-OCRv3_det_infer",
+    "whl/rec/en/en_PP-OCRv4_rec_infer",
+    "whl/cls/ch_ppocr_mobile_v2.0_cls_infer",
+)
 """Where PaddleOCR itself keeps Flow-GRPO's, under `~/.paddleocr`."""
 
 
@@ -38,20 +42,22 @@ class PaddleOCR2:
                 that PaddleOCR has once fetched if None.
 
         Raises:
-            Absent: if a file is missing.
+            AbsentError: if a file is missing.
         """
-        root = Path(os.environ.get("PADDLE_OCR_BASE_DIR") or Path.home() / ".paddleocr") if source is None else Path(source)
+        root = Path(source or os.environ.get("PADDLE_OCR_BASE_DIR") or Path.home() / ".paddleocr")
         folders = [root / part for part in (USUAL if source is None else PARTS)]
         files = [folder / f"inference.{kind}" for folder in folders for kind in ("pdmodel", "pdiparams")]
         missing = next((file for file in files if not file.is_file()), None)
         if missing is not None:
-            raise Absent(
+            raise AbsentError(
                 f"PaddleOCR {release} has no weights here: no {str(missing)!r}; while online run once: python -c "
                 "\"import paddleocr; paddleocr.PaddleOCR(lang='en')\", or give a folder with det/, rec/ and cls/"
             )
-        self._folders, self._keys = folders, [root / "keys.txt"] if (root / "keys.txt").exists() else []
+        keys = root / "keys.txt"
+        self._folders, self._keys = folders, str(keys) if keys.exists() else None
         family = "en_PP-OCRv4" if source is None else root.name
-        self.backend = f"{family}/paddleocr-{release}/{hash_weights((*files[:4], *self._keys))}"
+        read = (*files[:4], keys) if self._keys else tuple(files[:4])
+        self.backend = f"{family}/paddleocr-{release}/{hash_weights(read)}"
 
     def errors(self) -> tuple[type[Exception], ...]:
         """Errors of paddle, whose own are RuntimeErrors, and of OpenCV."""
@@ -67,10 +73,12 @@ class PaddleOCR2:
             warnings.simplefilter("ignore")  # paddle misses a compiler's cache
             from paddleocr import PaddleOCR as Pipeline
 
-        characters = {"rec_char_dict_path": str(path) for path in self._keys}
         models = {f"{part}_model_dir": str(folder) for part, folder in zip(PARTS, self._folders, strict=True)}
         # Everything else at PaddleOCR's defaults, as in Flow-GRPO; one thread, as for the other engines.
-        return Pipeline(lang="en", use_angle_cls=False, use_gpu=False, show_log=False, cpu_threads=1, **models, **characters)
+        return Pipeline(
+            lang="en", use_angle_cls=False, use_gpu=False, show_log=False, cpu_threads=1,
+            rec_char_dict_path=self._keys, **models,
+        )  # fmt: skip
 
     def __call__(self, image: Image.Image) -> Lines:
         """Texts and confidences of an RGB picture, from top to bottom."""

@@ -1,4 +1,4 @@
-"""`opdbench doctor`: whether the model loads, which judges are here, and whether each knows pictures with known answers.
+"""`opdbench doctor`: does the model load, which judges are here, and does each know pictures with known answers?
 
 It looks at what is on this machine and fetches nothing.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .core import Evaluator, Prompt, compares
-from .errors import Absent, UserError
+from .errors import AbsentError, UserError
 from .registry import evaluator, names
 from .runtime import broken_torchvision
 from .tiny.render import render
@@ -86,7 +86,7 @@ def _checked(name: str, needed: bool, check: Callable[[], dict[str, Any]]) -> di
     """A row; what is absent is a failure only if it is needed."""
     try:
         return {"name": name, **check()}
-    except Absent as error:
+    except AbsentError as error:
         return {"name": name, "ok": False if needed else None, "what": str(error)}
     except UserError as error:
         return {"name": name, "ok": False, "what": str(error)}

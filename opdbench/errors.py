@@ -10,7 +10,7 @@ class UserError(Exception):
     """What happened, the value, what was expected and what to do, in one line."""
 
 
-class Absent(UserError):
+class AbsentError(UserError):
     """What is asked for is not on this machine: weights, a package, a server. Nothing that is here is wrong."""
 
 

@@ -53,7 +53,7 @@ def generate(model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[tup
 
 
 def cut(items: Sequence[T], size: int, same: Callable[[T], object] | None = None) -> list[Sequence[T]]:
-    """Consecutive parts of at most `size` items; neighbours of which `same` is equal stay in one part, however large."""
+    """Consecutive parts of at most `size` items; neighbours of equal `same` stay in one part, however large."""
     groups = [[item] for item in items] if same is None else [list(group) for _, group in groupby(items, same)]
     parts: list[list[T]] = []
     for group in groups:

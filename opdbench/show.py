@@ -63,8 +63,8 @@ def print_estimates(rows: Sequence[Mapping[str, Any]], format_: str) -> None:
         return
     for row in rows:
         value = "-" if row["value"] is None else f"{row['value']:.3f} ± {row['se']:.3f}"
-        name = row["metric"] or row["group"] or "all"
-        print(f"{row['task']:20} {name:16} {value}  n {row['n']}, {row['unscored']} unscored")
+        name = " ".join(part for part in (row["group"], row["metric"]) if part) or "all"
+        print(f"{row['task']:20} {name:28} {value}  n {row['n']}, {row['unscored']} unscored")
 
 
 def print_checks(checks: Sequence[Mapping[str, Any]], format_: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -110,15 +109,35 @@ def evaluate_pictures(
 
 
 def table(task: str, key: str, prompts: str, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Estimates of a task: the value over all and within each group, then each further metric."""
-    groups: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        groups[sample.group].append(sample)
-    parts = {("", ""): list(samples)} | ({(g, ""): part for g, part in groups.items()} if len(groups) > 1 else {})
+    """Estimates of a task: the value over all and within each group, then each further metric likewise.
+
+    Where there are groups, `images` is the plain mean over pictures (Flow-GRPO's "accuracy") and `any` that of each
+    prompt's best picture (GenEval's correct prompts); the value over all is the unweighted mean over groups.
+    """
+    metrics = {"": list(samples)}
     for name in sorted({name for sample in samples for name in sample.metrics}):
-        parts["", name] = [replace(sample, value=sample.metrics.get(name)) for sample in samples]
+        metrics[name] = [replace(sample, value=sample.metrics.get(name)) for sample in samples]
+    groups = sorted({sample.group for sample in samples})
+    parts = {}
+    for name, rows in metrics.items():
+        parts["", name] = rows
+        for group in groups if len(groups) > 1 else ():
+            parts[group, name] = [row for row in rows if row.group == group]
+    if len(groups) > 1:
+        parts["", "images"] = [replace(sample, group="") for sample in samples]
+        parts["", "any"] = _best(samples)
     about = {"task": task, "key": key, "prompts": prompts}
     return [{**about, "group": g, "metric": m, **asdict(estimate(part))} for (g, m), part in parts.items()]
+
+
+def _best(samples: Sequence[Sample]) -> list[Sample]:
+    """The picture of greatest value of each prompt, all in one group."""
+    best: dict[str, Sample] = {}
+    for sample in samples:
+        known = best.get(sample.prompt)
+        if known is None or known.value is None or (sample.value is not None and sample.value > known.value):
+            best[sample.prompt] = replace(sample, group="")
+    return list(best.values())
 
 
 def _prompts(judge: Evaluator, wanted: str | None) -> Sequence[Prompt]:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from opdbench.core import Prompt, Score
-from opdbench.errors import Absent, UserError
+from opdbench.errors import AbsentError, UserError
 from opdbench.evaluators.agreement import Page, compare
 from opdbench.evaluators.ocr import OCR, by_paddle, content
 from opdbench.evaluators.ocr_engines import PaddleOCR, RapidOCR, paddle_version
@@ -274,7 +274,9 @@ class TestPaddle2:
 def test_without_flow_grpos_weights_it_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PADDLE_OCR_BASE_DIR", str(tmp_path))
     monkeypatch.setattr("opdbench.evaluators.ocr.paddle_version", lambda: "2.10.0")
-    with pytest.raises(Absent, match=r"no '.*en_PP-OCRv3_det_infer/inference.pdmodel'; while online run once") as error:
+    with pytest.raises(
+        AbsentError, match=r"no '.*en_PP-OCRv3_det_infer/inference.pdmodel'; while online run once"
+    ) as error:
         by_paddle()
     assert "\n" not in str(error.value)
     for folder in USUAL:

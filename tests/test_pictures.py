@@ -69,8 +69,10 @@ def test_genevals_layout_is_scored_and_a_second_time_found(folder, tmp_path):
     whole = rows["", ""]
     assert (whole["n"], whole["clusters"], whole["unscored"]) == (24, 12, 0)
     assert whole["value"] == pytest.approx(23 / 24)  # one of four pictures of one of six tags is wrong
-    assert len([g for g, m in rows if g]) == 6
-    assert {m for g, m in rows if m} == {"strict", "dense-fixed", "dense-flowgrpo"}
+    further = {"strict", "dense-fixed", "dense-flowgrpo"}
+    assert len({g for g, _ in rows if g}) == 6
+    assert {m for g, m in rows if g} == {"", *further}
+    assert {m for g, m in rows if not g} == {"", "images", "any", *further}
     assert whole["prompts"].startswith(f"{folder.name}@")
     place = next(tmp_path.glob("pictures-*"))
     assert json.loads((place / "table.json").read_text())["rows"] == json.loads(done.stdout)
@@ -190,6 +192,13 @@ def test_metrics_have_estimates_of_their_own():
     found = {r["metric"]: r for r in table("t", "key", "set@1", rows)}
     assert (found[""]["value"], found[""]["unscored"]) == (1.0, 1)
     assert (found["cer"]["value"], found["cer"]["n"], found["cer"]["unscored"]) == (1.5, 4, 1)
+
+
+def test_a_prompts_best_picture_is_a_scored_one():
+    values = {"a": [None, 0.0, 1.0], "b": [0.0, None], "c": [None]}
+    samples = [Sample(p, k, "t", p, v, v) for p, row in values.items() for k, v in enumerate(row)]
+    (row,) = [r for r in table("t", "key", "set@1", samples) if r["metric"] == "any"]
+    assert (row["value"], row["n"], row["unscored"]) == (0.5, 2, 1)
 
 
 def test_rows_do_not_depend_on_the_order_of_a_file(words, tmp_path):
