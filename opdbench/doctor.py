@@ -1,4 +1,4 @@
-"""`opdbench doctor`: does the model load, which judges are here, and does each know pictures with known answers?
+"""`opdbench doctor`: whether the model loads, which judges are here, and if each knows pictures with known answers.
 
 It looks at what is on this machine and fetches nothing.
 """
