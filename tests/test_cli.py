@@ -118,7 +118,7 @@ def test_stages_are_reused_and_still_counted(finished):
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
-    """SIGKILL in the middle of a teacher, of the student and of an evaluation, then the same command: the same table."""
+    """SIGKILL in a teacher, in the student and in an evaluation, then the same command: the same table."""
     _, done = finished
     args = ["run", *SHORT, "--out", str(tmp_path), "--format", "json", "--jobs", "1"]
     for line in ("teacher-ocr 6/7", "student 6/6", "evaluate student on geneval"):
