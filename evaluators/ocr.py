@@ -109,7 +109,7 @@ def _reason(reading: Reading, prompt: Prompt, lines: Lines) -> str:
 
 
 def by_paddle(source: str | None = None) -> OCR:
-    """OCR by the installed PaddleOCR on Flow-GRPO's 1,018 test prompts; `source` is a folder with its weights."""
+    """OCR by the installed PaddleOCR on Flow-GRPO's prompts, 1,018 to test; `source` is a folder with its weights."""
     release = paddle_version()
     engine = PaddleOCR2(release, source) if release.startswith(("2.9.", "2.10.")) else PaddleOCR(source)
-    return OCR(engine, pulled("ocr"))
+    return OCR(engine, pulled("ocr", train="ocr-train"))
