@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -158,6 +159,7 @@ def eval_(
     check_writable(out)
     from .show import print_estimates
     from .standalone import Subject, evaluate_model, evaluate_pictures, parse_share
+    from .team import join
 
     places = parse_sources(source or (), wanted)
     judges = {task: evaluator(task, places.get(task)) for task in wanted}
@@ -165,7 +167,8 @@ def eval_(
         rows = evaluate_pictures(pictures, judges, out, parse_share(share) if share else None)
     else:
         rows = evaluate_model(Subject(model, adapter, guidance, steps, resolution), judges, prompts, limit, out)
-    print_estimates(rows, format_)
+    if join().leads:
+        print_estimates(rows, format_)
     if any(row["unscored"] for row in rows if not row["metric"]):
         raise typer.Exit(1)
 
@@ -191,11 +194,12 @@ def data(
 
 @app.command()
 def doctor(
-    judges: Annotated[str, typer.Option(help="judges to try as well, with commas between")] = "",
+    judges: Annotated[str, typer.Option(help="judges that must be here, with commas between")] = "",
     source: Annotated[list[str] | None, typer.Option(help="judge=folder, hub id or address; may be repeated")] = None,
     format_: FormatOption = "table",
 ) -> None:
-    """Check that the model loads and that each evaluator knows pictures with known answers."""
+    """Check that the model loads, which judges are here, and that each knows pictures with known answers."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it looks, and fetches nothing
     from .doctor import examine
     from .registry import parse_sources, parse_tasks
     from .show import print_checks
@@ -203,7 +207,7 @@ def doctor(
     wanted = parse_tasks(judges, ("judges",)) if judges else ()
     checks = examine(wanted, parse_sources(source or (), wanted))
     print_checks(checks, format_)
-    if not all(check["ok"] for check in checks):
+    if any(check["ok"] is False for check in checks):
         raise typer.Exit(1)
 
 
@@ -212,13 +216,18 @@ app.command()(bench)
 
 
 def main() -> NoReturn:
-    """Entry point: a user's mistake is one line and exit code 2."""
-    from .runtime import quiet_libraries
+    """Entry point: a user's mistake is one line and exit code 2, and so is a torchvision that breaks every import."""
+    from .runtime import broken_torchvision, quiet_libraries
 
     quiet_libraries()
     try:
         app()
     except UserError as error:
         print(f"opdbench: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (ImportError, RuntimeError):
+        if not (trouble := broken_torchvision()):
+            raise
+        print(f"opdbench: {trouble}", file=sys.stderr)
         raise SystemExit(2) from None
     raise SystemExit(0)

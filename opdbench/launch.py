@@ -20,6 +20,7 @@ from .jobs import Job, run_jobs
 from .leaderboards.runs import Run
 from .model import TINY
 from .record import RunRecord
+from .registry import suite
 from .runner import BASE, Runner, experts, scored
 from .sizes import describe
 from .team import join
@@ -112,14 +113,17 @@ def _jobs(runner: Runner, spec: Spec) -> Iterator[Job]:
         needs = frozenset(keys[name] for name in (*stage.starts, *(name for _, name in stage.teachers)))
         title = f"stage {stage.name} of {about}"
         yield Job(keys[stage.name], title, needs, partial(_train, spec, stage.name), runner.console)
-    scores = {}
-    for name in (BASE, *scored(runner.config)):
+    scores = []
+    for name, role in {BASE: BASE, **scored(runner.config)}.items():
         others = [keys[other] for other in experts(runner.config, name)]
-        scores[name] = f"{keys[name]}/scores/{digest([runner.config.limit, runner.config.suite, others])}"
-        title = f"evaluation of {name} of {about}"
-        yield Job(scores[name], title, frozenset([keys[name], *others]), partial(_score, spec, name), runner.console)
+        probes = [""] if runner.config.suite == "full" else []
+        for task in (*(suite(runner.config.recipe.judges) if role != "stage" else ()), *probes):
+            scores.append(f"{keys[name]}/scores/{digest([runner.config.limit, runner.config.suite, others])}/{task}")
+            title = f"evaluation of {name} of {about}{' on ' if task else ''}{task}"
+            work = partial(_score, spec, name, task)
+            yield Job(scores[-1], title, frozenset([keys[name], *others]), work, runner.console)
     trained = frozenset(runner.digests[name] for name in missing)
-    needs = frozenset([*scores.values(), *(keys[name] for name in missing)])
+    needs = frozenset([*scores, *(keys[name] for name in missing)])
     yield Job(str(runner.folder), f"record of {about}", needs, partial(_record, spec, trained), runner.console)
 
 
@@ -127,8 +131,8 @@ def _train(spec: Spec, stage: str, console: Console) -> None:
     Runner(*spec, console).finish([stage])
 
 
-def _score(spec: Spec, policy: str, console: Console) -> None:
-    Runner(*spec, console).score(policy)
+def _score(spec: Spec, policy: str, task: str, console: Console) -> None:
+    Runner(*spec, console).score(policy, task)
 
 
 def _record(spec: Spec, trained: frozenset[str], console: Console) -> None:

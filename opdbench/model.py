@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,6 @@ import transformers
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from PIL import Image
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import adapters
 from .adapters import Adapter, Lora
@@ -73,10 +72,7 @@ class Policy:
             x, times = torch.cat([x, x]), torch.cat([times, times])
             states = torch.cat([empty.states.expand_as(states), states])
             pooled = torch.cat([empty.pooled.expand_as(pooled), pooled])
-        # For few tokens plain attention beats the CPU's fused one, whose backward is slow.
-        plain = sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else nullcontext()
-        mixed = torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with plain, mixed:
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
             out = self.network(
                 hidden_states=x,
                 timestep=1000 * times,
@@ -106,6 +102,10 @@ class Model:
         # Most CPUs have no fast bf16: the tiny model's forward takes 1.4 times as long in it.
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.source = source
+        if self.device.type == "cpu":
+            # For few tokens plain attention beats the fused one, whose backward is slow on CPUs. For the whole
+            # process, as the switch is not a thread's own and two threads walk at once.
+            torch.backends.cuda.enable_flash_sdp(False)
         pipe = _load(source)
         self.vae = pipe.vae.to(self.device, memory_format=torch.channels_last).requires_grad_(False).eval()
         self._pipe = pipe

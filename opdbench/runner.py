@@ -156,15 +156,19 @@ class Runner:
                 done[stage.name] = (stage, self._stage(stage, done)[0])
         return done
 
-    def score(self, name: str) -> None:
-        """Evaluate one policy and keep the rows; its stage is finished, and the teachers' in the full suite."""
+    def score(self, name: str, task: str) -> None:
+        """Evaluate one policy on a task, or with "" on the probes of the full suite, and keep the rows.
+
+        Its stage is finished, and the teachers' in the full suite.
+        """
         self._load()
         wanted = [stage for stage in self.config.recipe.stages if stage.name in (name, *experts(self.config, name))]
         actors = self._actors({stage.name: self._stage(stage, {})[0] for stage in wanted})
         (actor,) = (actor for actor in actors if actor.name == name)
-        if actor.role != "stage":
-            self.suite.table(actor, self.folder, self.console)
-        self._probes([actor], actors)
+        if task:
+            self.suite.own(actor, task, self.console)
+        else:
+            self._probes([actor], actors)
 
     def run(self, trained: Collection[str] = ()) -> RunRecord:
         """Train what is missing, evaluate, and write the record.

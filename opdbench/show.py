@@ -64,8 +64,8 @@ def print_estimates(rows: Sequence[Mapping[str, Any]], format_: str) -> None:
         return
     for row in rows:
         value = "-" if row["value"] is None else f"{row['value']:.3f} ± {row['se']:.3f}"
-        name = row["metric"] or row["group"] or "all"
-        print(f"{row['task']:20} {name:16} {value}  n {row['n']}, {row['unscored']} unscored")
+        name = " ".join(part for part in (row["group"], row["metric"]) if part) or "all"
+        print(f"{row['task']:20} {name:28} {value}  n {row['n']}, {row['unscored']} unscored")
 
 
 def print_checks(checks: Sequence[Mapping[str, Any]], format_: str) -> None:
@@ -74,7 +74,8 @@ def print_checks(checks: Sequence[Mapping[str, Any]], format_: str) -> None:
         print_json(checks)
         return
     for check in checks:
-        print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['what']}")
+        state = {True: "ok", False: "FAIL", None: "none"}[check["ok"]]
+        print(f"{state:4} {check['name']}: {check['what']}")
 
 
 def print_figures(figures: Mapping[str, float], format_: str) -> None:

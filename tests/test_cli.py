@@ -16,6 +16,7 @@ import torch
 from command import WORDS, apart, opdbench
 
 from opdbench.adapters import Adapter
+from opdbench.registry import names
 
 SHORT = ["--limit", "3", "--set", "start.updates=2", "--set", "teacher.updates=7", "--set", "student.updates=6",
          "--set", "start.prompts=3", "--set", "teacher.prompts=2", "--set", "teacher.images=2",
@@ -148,7 +149,7 @@ def test_stages_are_reused_and_still_counted(finished):
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
-    """SIGKILL in the middle of a teacher, of the student and of an evaluation, then the same command: the same table."""
+    """SIGKILL in a teacher, in the student and in an evaluation, then the same command: the same table."""
     _, done = finished
     args = ["run", *SHORT, "--out", str(tmp_path), "--format", "json", "--jobs", "1"]
     for line in ("teacher-ocr 6/7", "student 6/6", "evaluate student on geneval"):
@@ -263,4 +264,16 @@ def test_dry_run_and_list():
 def test_doctor_finds_everything_well():
     done = opdbench("doctor", "--format", "json")
     assert done.returncode == 0, done.stdout
-    assert all(check["ok"] for check in json.loads(done.stdout))
+    found = {check["name"]: check["ok"] for check in json.loads(done.stdout)}
+    assert all(found[name] for name in ("model tiny", "evaluator geneval", "evaluator ocr", "evaluator preference"))
+    assert found["judge diversity"]
+    assert False not in found.values()  # what is not on this machine is told, and no failure
+    assert set(found) >= {f"judge {name}" for name in names("judges")} | {"colours of geneval-mask2former"}
+
+
+def test_doctor_fails_if_a_named_judge_is_absent():
+    done = opdbench("doctor", "--judges", "unifiedreward,pickscore", "--source", "pickscore=/nowhere")
+    assert done.returncode == 1
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert [line.split()[2] for line in failed] == ["pickscore:", "unifiedreward:"]
+    assert "none judge hpsv2: cannot load the hpsv2 model" in done.stdout
