@@ -68,13 +68,15 @@ def sizes(source: str, lora: Lora, resolution: int, tokens: int = CLIP_TEXT + MA
             seen[_place(tensor)] = tensor
         return tensor
 
-    half = {"device": "meta", "dtype": torch.bfloat16}
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, device="meta", dtype=torch.bfloat16)
+
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         network(
-            hidden_states=torch.empty(1, *latent_shape(config, SCALE, resolution), **half),  # type: ignore[arg-type]
+            hidden_states=empty(1, *latent_shape(config, SCALE, resolution)),
             timestep=torch.empty(1, device="meta"),
-            encoder_hidden_states=torch.empty(1, tokens, config.joint_attention_dim, **half),  # type: ignore[arg-type]
-            pooled_projections=torch.empty(1, config.pooled_projection_dim, **half),  # type: ignore[arg-type]
+            encoder_hidden_states=empty(1, tokens, config.joint_attention_dim),
+            pooled_projections=empty(1, config.pooled_projection_dim),
         )
     kept = sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
     return Sizes(parameters, trained, float(counter.get_total_flops()), kept)
@@ -88,7 +90,7 @@ def describe(source: str, recipe: Recipe, stage: Stage, whole: int) -> Iterator[
     """Lines on an update of `stage`, a recipe's last, and on the recipe of `whole` forwards."""
     found = sizes(source, Lora(stage.rank, stage.alpha, stage.targets or adapters.ATTENTION), recipe.resolution)
     passes, copies = 1 if stage.sampler.guidance == 1 else 2, 2 + len({name for _, name in stage.teachers})
-    yield f"computed from the model's configuration, not measured: {found.parameters / 1e9:.2f} G parameters, "
+    yield f"computed from the model's configuration, not measured: {found.parameters / 1e9:.2f} G parameters,"
     yield f"  {found.trained / 1e6:.1f} M trained, {found.flops / 1e12:.2f} TFLOP a forward; {copies} copies in bf16"
     memory = (f"{n}: {found.update_bytes(n, passes, copies) / GIB:.1f}" for n in BATCHES)
     yield f"  GiB of an update of {stage.name} by pictures at once: {', '.join(memory)}"
