@@ -83,7 +83,7 @@ def _read(source: Path, others: Mapping[str, Path], inherited: Collection[str]) 
     raw, found = _extend(raw, {name: path for name, path in others.items() if path != source}, inherited)
     names = [table.get("name") for table in own]
     for name, table in zip(names, own, strict=True):
-        before: Table = found.get(str(name), raw.get("defaults", {}))
+        before: Table = found.get(str(name)) or raw.get("defaults", {})
         if table.get("method", before.get("method")) != before.get("method"):
             before = {key: value for key, value in before.items() if key != "options"}
         merged = copy.deepcopy(before) | table
