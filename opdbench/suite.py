@@ -110,8 +110,8 @@ class Suite:
         one = digest([FORMAT, _known(actor), self.weights, question.sampler, key, prompt_hash(question.prompts)])
         found = self.store.finished_evaluation(one)
         if found is not None:
-            cost = found.with_suffix(".json")
-            return read_samples(found), Meter(**read_json(cost)) if cost.exists() else Meter()
+            place = found.with_suffix(".json")
+            return read_samples(found), Meter(**read_json(place)) if place.exists() else Meter()
         target, meter = self.store.evaluation(one), Meter()
         policy = self.model.frozen(actor.adapter, question.guidance)
 
