@@ -222,7 +222,6 @@ class Runner:
         adapter = trainer.run(lambda line: self.console.progress(stage.name, line["update"], stage.updates, line))
         if self.team.leads:
             adapter.save(folder / "adapter.safetensors")
-            trainer.write_log()
             about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.weights, "digest": name}
             write_json(folder / "stage.json", {**about, "meter": asdict(trainer.state.meter)})
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
