@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from PIL import Image
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from . import adapters
 from .adapters import Adapter, Lora
@@ -70,17 +71,17 @@ class Policy:
             t: time in [0, 1], one for all or `(B,)`.
             condition: encoded prompts of the `B` pictures.
         """
-        times = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
+        # A number is filled in on the device, since a copy from the host would wait for it.
+        each = t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float32, device=x.device)
+        times = each.float().expand(len(x))
         states, pooled = condition.states, condition.pooled
         if self.passes == 2:
             empty = self.empty
             x, times = torch.cat([x, x]), torch.cat([times, times])
             states = torch.cat([empty.states.expand_as(states), states])
             pooled = torch.cat([empty.pooled.expand_as(pooled), pooled])
-        # For few tokens plain attention beats the CPU's fused one, whose backward is slow.
-        plain = sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else nullcontext()
-        mixed = torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with plain, mixed:
+        mixed = nullcontext() if self.dtype == torch.float32 else torch.autocast(x.device.type, self.dtype)
+        with _attention(x.device), mixed:
             out = self.network(
                 hidden_states=x,
                 timestep=1000 * times,
@@ -93,9 +94,20 @@ class Policy:
         without, with_text = out.chunk(2)
         return without + self.guidance * (with_text - without)
 
+    def save_memory(self) -> None:
+        """Keep only the blocks' inputs for the backward, and walk each block again there: one forward more."""
+        device = next(self.network.parameters()).device
+        again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), _attention(device)))
+        self.network.enable_gradient_checkpointing(again)
+
     def at(self, condition: Condition) -> Velocity:
         """The velocity field for fixed prompts, as `walk` wants it."""
         return lambda x, t: self.velocity(x, t, condition)
+
+
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    """For few tokens plain attention beats the CPU's fused one, whose backward is slow in bf16."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 class Model:

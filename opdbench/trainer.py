@@ -101,6 +101,8 @@ class Trainer:
             raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts are too few for {team.size} processes")
         guidance = stage.sampler.guidance
         self.student = model.student(self.lora, guidance, seed, start)
+        if stage.checkpointing:
+            self.student.save_memory()
         self.parameters = adapters.trainable(self.student.network)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=stage.lr, weight_decay=stage.weight_decay, betas=(0.9, 0.999)
@@ -112,6 +114,10 @@ class Trainer:
         self.built_on |= {"start": start.digest()} if start else {}
         self._resume()
         old = model.frozen(Adapter(self.state.old, self.lora), guidance) if self.method.needs_old else None
+        for policy in (self.student, old, *teachers.values()) if stage.compiled else ():
+            # The base model is shared with whatever else goes on in this process.
+            if policy is not None and policy.network is not model.base:
+                policy.network.compile()
         self.actors = Actors(
             model=model,
             student=self.student,
