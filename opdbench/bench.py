@@ -187,7 +187,7 @@ def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repea
 
 def flops(job: Callable[[], object]) -> float:
     """Floating-point operations of the matrix products of a job, two a multiply-add."""
-    with FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         job()
     return float(counter.get_total_flops())
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +24,7 @@ LOAD = "import sys; from opdbench.model import Model; Model(sys.argv[1])"
 def bench(
     model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
     repeats: Annotated[int, typer.Option(min=1, help="rounds; medians are taken")] = 5,
+    compiled: Annotated[bool, typer.Option("--compiled", help="our side through torch.compile: minutes first")] = False,
     format_: Annotated[Literal["table", "json"], typer.Option("--format", help="table or json")] = "table",
 ) -> None:
     """Measure this machine: an update against the official two-pass loop, FLOPs used, pictures a second."""
@@ -33,7 +34,7 @@ def bench(
     from .registry import evaluator, recipe
     from .show import print_figures
 
-    stage = load_recipe(recipe("opd"), TASKS).stages[-1]
+    stage = replace(load_recipe(recipe("opd"), TASKS).stages[-1], compiled=compiled)
     figures = measure(Model(model), {task: evaluator(task) for task in TASKS}, stage, repeats)
     figures |= {"help_seconds": _seconds(MAIN, "--help"), "load_seconds": _seconds(LOAD, model)}
     with tempfile.TemporaryDirectory() as folder:

@@ -73,7 +73,7 @@ def trainer(small, tmp_path):
     def make(one, folder="stage", teacher=7, start=5):
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
-        teachers = {"grey": small.frozen(drawn(small, teacher), 1.0)} if one.method == "opd" else {}
+        teachers = {"grey": small.frozen(teacher and drawn(small, teacher), 1.0)} if one.method == "opd" else {}
         return Trainer(one, 3, small, {"grey": _Brightness()}, teachers, place, drawn(small, start))
 
     return make
@@ -175,3 +175,24 @@ def test_a_long_run_holds_no_more_at_its_end_than_early(trainer):
     assert set(sizes1) == {"checkpoint.safetensors", "log.jsonl"}
     assert abs(sizes1["checkpoint.safetensors"] - sizes0["checkpoint.safetensors"]) < 64  # digits of counts
     assert sizes1["log.jsonl"] < 200 * UPDATES
+
+
+def test_a_compiled_stage_trains_the_same(trainer, small, monkeypatch):
+    """Traced by the compiler, and run as traced: student and teacher, and not the base model that others use."""
+    compiled = []
+
+    def trace(network):
+        compiled.append(network)
+        network._compiled_call_impl = torch.compile(network._call_impl, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    short = dataclasses.replace(STAGES["opd"], updates=2)
+    plain = trainer(short, "plain").run(lambda line: None)
+    made = trainer(dataclasses.replace(short, compiled=True), "compiled")
+    found = made.run(lambda line: None)
+    assert compiled == [made.student.network, made.actors.teachers["grey"].network]
+    for name, tensor in plain.tensors.items():
+        torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-5, atol=1e-7)
+    trainer(dataclasses.replace(short, compiled=True), "base", teacher=None)
+    assert len(compiled) == 3
+    assert small.base not in compiled
