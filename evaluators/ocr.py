@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from opdbench.evaluators.ocr_engines import Engine, Lines, PaddleOCR, RapidOCR
+from opdbench.evaluators.ocr_engines import Engine, Lines, PaddleOCR, RapidOCR, paddle_version
+from opdbench.evaluators.ocr_paddle2 import PaddleOCR2
 from opdbench.evaluators.ocr_rules import QUOTE, Reading, quoted, score_text, text_metrics, unscored
 
 from ..core import Prompt, Score, Split
@@ -108,5 +109,7 @@ def _reason(reading: Reading, prompt: Prompt, lines: Lines) -> str:
 
 
 def by_paddle(source: str | None = None) -> OCR:
-    """OCR by PaddleOCR 3.x on Flow-GRPO's 1,018 test prompts; `source` is a folder with its weights."""
-    return OCR(PaddleOCR(source), pulled("ocr"))
+    """OCR by the installed PaddleOCR on Flow-GRPO's prompts, 1,018 to test; `source` is a folder with its weights."""
+    release = paddle_version()
+    engine = PaddleOCR2(release, source) if release.startswith(("2.9.", "2.10.")) else PaddleOCR(source)
+    return OCR(engine, pulled("ocr", train="ocr-train"))

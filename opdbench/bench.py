@@ -3,8 +3,7 @@
 The fused walk of `opd` is held against the structure of the official code (roll out, replay the teachers,
 replay the student), twice: with the same attention, adapters and dtypes, so that structure alone differs;
 and with the libraries' defaults (PyTorch's own choice of attention, every teacher an unmerged PEFT adapter
-on one backbone). Repetitions alternate, and medians are compared. One thread's seconds are of its processor, so
-that other work on the machine counts little.
+on one backbone). Repetitions alternate, and medians are compared.
 """
 
 from __future__ import annotations
@@ -100,42 +99,33 @@ def unmerged(actors: Actors, lora: Lora) -> Actors:
     return replace(actors, student=student, teachers=teachers)
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Seconds of this process's processor where it computes with one thread, else of the wall."""
-
-    device: torch.device
-
-    def __call__(self) -> float:
-        """Now, when all that was asked for is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        elif torch.get_num_threads() == 1:
-            return time.process_time()
-        return time.perf_counter()
-
-
-def timed(jobs: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float]) -> dict[str, float]:
+def timed(jobs: Mapping[str, Callable[[], object]], repeats: int, sync: Callable[[], None]) -> dict[str, float]:
     """Median seconds of each job over `repeats` rounds, after one round that is not counted."""
     found: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(repeats + 1):
         for name, job in jobs.items():
-            start = clock()
+            sync()
+            start = time.perf_counter()
             job()
+            sync()
             if turn:
-                found[name].append(clock() - start)
+                found[name].append(time.perf_counter() - start)
     return {name: median(times) for name, times in found.items()}
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> float:
-    """FLOP/s of the best of ten products of large square matrices."""
-    size = 8192 if device.type == "cuda" else 2048
+def matmul_peak(device: torch.device, dtype: torch.dtype, sync: Callable[[], None], threads: int) -> float:
+    """FLOP/s of the best of ten products of large square matrices; on a CPU by so many threads."""
+    size, before = 8192 if device.type == "cuda" else 2048, torch.get_num_threads()
+    torch.set_num_threads(threads)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
-        start = clock()
+        sync()
+        start = time.perf_counter()
         a @ b
-        best = min(best, clock() - start)
+        sync()
+        best = min(best, time.perf_counter() - start)
+    torch.set_num_threads(before)
     return 2 * size**3 / best
 
 
@@ -145,11 +135,11 @@ def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repea
     The teachers are copies of the base model: what they have learnt changes no cost.
 
     Returns:
-        Figures by name: `..._over_...` are ratios of seconds, `flops_utilisation_...` shares of
-        `matmul_peak_tflops`, `images_per_second` of walking and decoding with folded weights,
-        `scored_per_second[task]` of each evaluator.
+        Figures by name: `..._over_...` are ratios of seconds, `flops_utilisation_...` shares of the peak of
+        as many threads, which is `matmul_peak_tflops` for an update, `images_per_second` of walking and
+        decoding with folded weights, `scored_per_second[task]` of each evaluator.
     """
-    clock = Clock(model.device)
+    sync = torch.cuda.synchronize if model.device.type == "cuda" else _nothing
     frozen = Adapter({}, Lora(stage.rank, stage.alpha, stage.targets or ATTENTION))
     teachers = {task: model.frozen(frozen, stage.sampler.guidance) for task in stage.tasks}
     with tempfile.TemporaryDirectory() as folder:
@@ -170,14 +160,16 @@ def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repea
     for task, found in rows.items():
         score = partial(evaluators[task].score, [images[k] for k in found], [prompts[k] for k in found])
         jobs[task] = score
-    seconds = timed(jobs, repeats, clock)
-    peak = matmul_peak(model.device, model.dtype, clock)
+    seconds = timed(jobs, repeats, sync)
+    threads = torch.get_num_threads()
+    # On a CPU, an update's walk goes on in a second thread while a loss is back-propagated.
+    alone, peak = (matmul_peak(model.device, model.dtype, sync, n * threads) for n in (1, 2))
     return {
         "two_pass_over_fused": seconds["two_pass"] / seconds["fused"],
         "default_two_pass_over_update": seconds["default"] / seconds["update"],
         "matmul_peak_tflops": peak / 1e12,
-        "flops_utilisation_rollout": flops(jobs["rollout"]) / seconds["rollout"] / peak,
-        "flops_utilisation_update": flops(jobs["update"]) / seconds["update"] / peak,
+        "flops_utilisation_rollout": flops(jobs["rollout"]) / seconds["rollout"] / alone,
+        "flops_utilisation_update": flops(jobs["fused"]) / seconds["update"] / peak,
         "updates_per_second": 1 / seconds["update"],
         "images_per_second": len(images) / seconds["pictures"],
         **{f"scored_per_second[{task}]": len(found) / seconds[task] for task, found in rows.items()},
@@ -190,6 +182,10 @@ def flops(job: Callable[[], object]) -> float:
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         job()
     return float(counter.get_total_flops())
+
+
+def _nothing() -> None:
+    pass
 
 
 def _backward(losses: Iterator[Tensor]) -> None:
