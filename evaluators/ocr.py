@@ -38,7 +38,7 @@ def content(image: Image.Image) -> dict[str, float]:
     """
     grey = np.asarray(image.convert("L"), np.int16)
     steps = np.maximum(np.abs(np.diff(grey, axis=0))[:, 1:], np.abs(np.diff(grey, axis=1))[1:])
-    return {"edges": float((steps > EDGE).mean()), "black": float((grey < DARK).mean())}
+    return {"edges": float((steps > EDGE).sum() / max(steps.size, 1)), "black": float((grey < DARK).mean())}
 
 
 class OCR:
