@@ -17,7 +17,7 @@ from PIL import Image
 from opdbench.evaluators.geneval_rules import PALETTE
 from opdbench.evaluators.weights import default_device, unloadable
 
-from ..errors import UserError
+from ..errors import AbsentError, UserError
 
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 BACKGROUND = "#999999"
@@ -45,7 +45,7 @@ class ClipColors:
         try:
             import open_clip
         except ModuleNotFoundError as error:
-            raise UserError(
+            raise AbsentError(
                 "GenEval's colours need open_clip, which is not installed; run: pip install 'opdbench[clip]'"
             ) from error
         except RuntimeError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from ..errors import UserError
+from ..errors import AbsentError, UserError
 
 TIMEOUT, TRIES, PAUSE = 120, 3, 1.0
 """Seconds to wait for a reply, attempts, and seconds before the second one (doubled before each further)."""
@@ -53,7 +53,8 @@ class Endpoint:
             UserError: if there is no address, no answer, or no model.
         """
         if url is None or not url.startswith(("http://", "https://")):
-            raise UserError(f"{what} needs a server, got {url!r}; give --source {what}=http://HOST:PORT/v1")
+            kind = AbsentError if url is None else UserError
+            raise kind(f"{what} needs a server, got {url!r}; give --source {what}=http://HOST:PORT/v1")
         try:
             models = _send(f"{url.rstrip('/')}/models", None)["data"]
             return Endpoint(url.rstrip("/"), str(models[0]["id"]))

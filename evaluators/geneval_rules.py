@@ -1,4 +1,4 @@
-"""GenEval's official rules over detections: the verdict, Flow-GRPO's rewards and the summary.
+"""GenEval's official rules over detections: the verdict and Flow-GRPO's rewards.
 
 The rules are those of Ghosh et al. 2023 (arXiv 2310.11513) and of its public script; the strict
 verdict and the dense reward are those of Flow-GRPO's reward server (Liu et al. 2025, arXiv
@@ -193,65 +193,4 @@ def judge(spec: Spec, detections: Iterable[Detection], options: Options | None =
         dense_fixed=sum(exact.fixed) / len(exact.fixed) if exact.fixed else 0.0,
         kept={name: len(group) for name, group in kept.items()},
         color_calls=tuple(official.calls),
-    )
-
-
-@dataclass(frozen=True)
-class TagSummary:
-    """Correct and all pictures of one tag."""
-
-    correct: int
-    total: int
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct pictures."""
-        return self.correct / self.total
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What the official script prints for a run.
-
-    Attributes:
-        images, prompts: how many were judged; prompts are told apart by tag and text.
-        correct_images, correct_prompts: shares in [0, 1]; a prompt counts with one correct picture.
-        tags: per tag, in the order in which they came.
-        overall: GenEval's score, the unweighted mean over the tags present.
-        image_weighted: Flow-GRPO's "accuracy", the mean over pictures; equals `correct_images`.
-    """
-
-    images: int
-    prompts: int
-    correct_images: float
-    correct_prompts: float
-    tags: Mapping[str, TagSummary]
-    overall: float
-    image_weighted: float
-
-
-def summarise(results: Iterable[tuple[str, str, bool]]) -> Summary:
-    """Aggregate `(tag, prompt text, correct)` rows as the official script does.
-
-    Raises:
-        UserError: if there is no row.
-    """
-    rows = list(results)
-    if not rows:
-        raise UserError("no judged picture to summarise")
-    by_tag: dict[str, list[bool]] = {}
-    by_prompt: dict[tuple[str, str], bool] = {}
-    for tag, prompt, correct in rows:
-        by_tag.setdefault(tag, []).append(correct)
-        by_prompt[tag, prompt] = by_prompt.get((tag, prompt), False) or correct
-    tags = {tag: TagSummary(sum(group), len(group)) for tag, group in by_tag.items()}
-    share = sum(correct for _, _, correct in rows) / len(rows)
-    return Summary(
-        images=len(rows),
-        prompts=len(by_prompt),
-        correct_images=share,
-        correct_prompts=sum(by_prompt.values()) / len(by_prompt),
-        tags=tags,
-        overall=sum(t.accuracy for t in tags.values()) / len(tags),
-        image_weighted=share,
     )

@@ -2,7 +2,7 @@
 
 An engine's `backend` names its package, version and a hash of its weights, since each of them moves the
 reward. Both read the weights in rapidocr's wheel unless PaddleOCR is given others. OpenCV's channel order is
-BGR, hence the reversals; the codes for RL pass RGB by mistake.
+BGR, hence the reversals; the codes for RL pass RGB by mistake. PaddleOCR 2.x is in `ocr_paddle2`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import AbsentError, UserError
 from ..runtime import write_json
 
 Lines = list[tuple[str, float]]
@@ -130,6 +130,18 @@ class RapidOCR:
         return [(str(t), float(s)) for t, s in zip(texts, found.scores, strict=True) if t] if texts else []
 
 
+def paddle_version() -> str:
+    """The installed PaddleOCR's.
+
+    Raises:
+        AbsentError: if there is none.
+    """
+    try:
+        return version("paddleocr")
+    except PackageNotFoundError as error:
+        raise AbsentError("PaddleOCR is not installed; run: pip install 'opdbench[paddle]'") from error
+
+
 class PaddleOCR:
     """PaddleOCR 3.x: its detector, then its recogniser, whatever the picture's size; loaded when first used."""
 
@@ -143,14 +155,9 @@ class PaddleOCR:
         Raises:
             UserError: if PaddleOCR 3 is not installed, or the folder lacks a file.
         """
-        try:
-            found = version("paddleocr")
-        except PackageNotFoundError as error:
-            raise UserError("PaddleOCR is not installed; run: pip install 'opdbench[paddle]'") from error
+        found = paddle_version()
         if not found.startswith("3."):
-            raise UserError(
-                f"PaddleOCR {found} is installed; expected 3.x: its interface changed with each major version"
-            )
+            raise UserError(f"PaddleOCR {found} is installed; expected 3.x, or 2.9 to 2.10 for Flow-GRPO's engine")
         self._source = None if source is None else Path(source)
         weights = wheel_models() if self._source is None else self._files(self._source)
         family = "ppocr-v6-onnx" if source is None else Path(source).name

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import AbsentError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,9 +27,10 @@ def default_device() -> str:
 
 
 def unloadable(what: str, source: str, error: Exception) -> UserError:
-    """One line for weights that are absent or unreadable."""
+    """One line for weights that are absent (an `OSError`) or unreadable."""
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-    return UserError(
+    kind = AbsentError if isinstance(error, OSError) else UserError
+    return kind(
         f"cannot load {what} from {source!r}: {reason}; give a folder that holds it, or pull it once while online"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -10,8 +11,8 @@ import typer
 
 from .bench_command import bench
 from .errors import UserError, unknown
-from .runtime import check_writable, command_line
-from .tracking import Kind
+from .run_command import run
+from .runtime import check_writable
 from .variance_command import variance
 
 app = typer.Typer(
@@ -20,75 +21,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Benchmark for giving one text-to-image diffusion model several skills at once.",
 )
+app.command()(run)
 Format = Literal["table", "json"]
 FormatOption = Annotated[Format, typer.Option("--format", help="table or json")]
 CompareFormat = Literal["table", "md", "csv", "tex", "html", "json"]
 RunsArgument = Annotated[list[Path] | None, typer.Argument(help="run folders or records; all of --out if none")]
 OutOption = Annotated[Path, typer.Option("--out", help="folder of the runs")]
-
-
-def parse_seeds(text: str) -> list[int]:
-    """`0`, `0,2` or `0-4` to numbers."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        low, _, high = part.strip().partition("-")
-        if not low.isdigit() or (high and not high.isdigit()):
-            raise UserError(f"bad seeds {text!r}; expected numbers such as 0, 0,2 or 0-4")
-        seeds += range(int(low), int(high or low) + 1)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"bad seeds {text!r}; expected each seed once")
-    return seeds
-
-
-@app.command()
-def run(
-    method: Annotated[str, typer.Option(help="recipes, or all; `opdbench list` names them")] = "opd",
-    tasks: Annotated[str, typer.Option(help="tasks to learn, with commas between")] = "ocr,geneval",
-    model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
-    seeds: Annotated[str, typer.Option(help="0, 0,2 or 0-4")] = "0",
-    limit: Annotated[int | None, typer.Option(min=1, help="at most so many test prompts a task")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value; may be repeated")] = None,
-    config: Annotated[Path | None, typer.Option(help="a recipe file instead of --method")] = None,
-    out: OutOption = Path("runs"),
-    fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and stop")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="processes; 2 on a CPU and 1 on a GPU if absent")] = None,
-    suite: Annotated[Literal["main", "full"], typer.Option(help="full: probes beyond the table, too")] = "main",
-    track: Annotated[Kind | None, typer.Option(help="curves to tensorboard or wandb, in OUT/trackers")] = None,
-    format_: FormatOption = "table",
-) -> None:
-    """Train the stages of a recipe, evaluate every policy, and print the table."""
-    from .registry import parse_methods, parse_tasks
-
-    wanted, numbers = parse_tasks(tasks), parse_seeds(seeds)
-    sources = [config] if config else parse_methods(method)
-    check_writable(out)
-    from .budget import plan
-    from .config import RunConfig
-    from .launch import print_plan, run_all, runners_of
-    from .model import locate
-    from .show import print_json, print_runs
-    from .team import join
-
-    plans = [plan(source, wanted, set_ or []) for source in sources]
-    locate(model)
-    configs = [RunConfig(one, wanted, model, seed, limit, suite) for one in plans for seed in numbers]
-    specs = [(one, out, fresh, command_line()) for one in configs]
-    runners = runners_of(specs, track)
-    if dry_run:
-        for runner in runners:
-            print_plan(runner)
-        return
-    runs = run_all(runners, specs, jobs)
-    if not join().leads:
-        return
-    if format_ == "json":
-        from .leaderboards import table
-
-        records = [one.record for one in runs]
-        print_json({"rows": [r for x in records for r in table.rows(x)], "costs": [table.costs(x) for x in records]})
-    else:
-        print_runs(runs)
 
 
 @app.command()
@@ -220,6 +158,7 @@ def eval_(
     check_writable(out)
     from .show import print_estimates
     from .standalone import Subject, evaluate_model, evaluate_pictures, parse_share
+    from .team import join
 
     places = parse_sources(source or (), wanted)
     judges = {task: evaluator(task, places.get(task)) for task in wanted}
@@ -227,7 +166,8 @@ def eval_(
         rows = evaluate_pictures(pictures, judges, out, parse_share(share) if share else None)
     else:
         rows = evaluate_model(Subject(model, adapter, guidance, steps), judges, prompts, limit, out)
-    print_estimates(rows, format_)
+    if join().leads:
+        print_estimates(rows, format_)
     if any(row["unscored"] for row in rows if not row["metric"]):
         raise typer.Exit(1)
 
@@ -253,11 +193,12 @@ def data(
 
 @app.command()
 def doctor(
-    judges: Annotated[str, typer.Option(help="judges to try as well, with commas between")] = "",
+    judges: Annotated[str, typer.Option(help="judges that must be here, with commas between")] = "",
     source: Annotated[list[str] | None, typer.Option(help="judge=folder, hub id or address; may be repeated")] = None,
     format_: FormatOption = "table",
 ) -> None:
-    """Check that the model loads and that each evaluator knows pictures with known answers."""
+    """Check that the model loads, which judges are here, and that each knows pictures with known answers."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it looks, and fetches nothing
     from .doctor import examine
     from .registry import parse_sources, parse_tasks
     from .show import print_checks
@@ -265,7 +206,7 @@ def doctor(
     wanted = parse_tasks(judges, ("judges",)) if judges else ()
     checks = examine(wanted, parse_sources(source or (), wanted))
     print_checks(checks, format_)
-    if not all(check["ok"] for check in checks):
+    if any(check["ok"] is False for check in checks):
         raise typer.Exit(1)
 
 
@@ -274,8 +215,8 @@ app.command()(bench)
 
 
 def main() -> NoReturn:
-    """Entry point: a user's mistake is one line and exit code 2."""
-    from .runtime import quiet_libraries
+    """Entry point: a user's mistake is one line and exit code 2, and so is a torchvision that breaks every import."""
+    from .runtime import broken_torchvision, quiet_libraries
 
     quiet_libraries()
     try:
@@ -284,5 +225,10 @@ def main() -> NoReturn:
         from .leaderboards.formats import visible
 
         print(f"opdbench: {visible(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (ImportError, RuntimeError):
+        if not (trouble := broken_torchvision()):
+            raise
+        print(f"opdbench: {trouble}", file=sys.stderr)
         raise SystemExit(2) from None
     raise SystemExit(0)

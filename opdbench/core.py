@@ -159,6 +159,11 @@ def judges(evaluator: Evaluator, prompt: Prompt) -> bool:
     return True
 
 
+def compares(evaluator: Evaluator) -> bool:
+    """Whether a picture's score depends on the other pictures of its prompt, so that they must be scored together."""
+    return bool(getattr(evaluator, "compares", False))
+
+
 def metric_key(evaluator: Evaluator) -> str:
     """Name, version and backend: `geneval@1[shapes]`."""
     return f"{evaluator.name}@{evaluator.version}[{evaluator.backend}]"

@@ -1,24 +1,28 @@
-"""`opdbench doctor`: whether the model loads and each evaluator knows pictures with known answers."""
+"""`opdbench doctor`: whether the model loads, which judges are here, and if each knows pictures with known answers.
+
+It looks at what is on this machine and fetches nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from .core import Evaluator, Prompt
-from .errors import UserError
+from .core import Evaluator, Prompt, compares
+from .errors import AbsentError, UserError
 from .registry import evaluator, names
+from .runtime import broken_torchvision
 from .tiny.render import render
 from .tiny.scenes import draw_scene
 
 PICTURES = 24
+PLAIN = ("red", "green", "blue", "black", "white")
 
 REFERENCES: Mapping[str, Mapping[str, Any]] = {
     "cat.jpg": {
@@ -39,25 +43,12 @@ REFERENCES: Mapping[str, Mapping[str, Any]] = {
 
 
 def examine(judges: Sequence[str] = (), sources: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """One check a row: `name`, `ok`, `what`; the suite's, and those of the judges that are named."""
-    pair = check_torchvision()
-    if pair and not pair[0]["ok"]:
-        return pair  # nothing else can be imported
+    """One check a row: `name`, `ok`, `what`. A judge that is not here has `ok` None, unless it is one of `judges`."""
+    if trouble := broken_torchvision():
+        return [{"name": "torchvision", "ok": False, "what": trouble}]  # nothing else can be imported
     suite = [_check_evaluator(evaluator(name)) for name in names("evaluators")]
-    return [*pair, _check_model(), *suite, *(check_judge(name, (sources or {}).get(name)) for name in judges)]
-
-
-def check_torchvision() -> list[dict[str, Any]]:
-    """Whether torchvision, if it is there, was built for this torch; one of a CUDA build breaks all model libraries."""
-    if find_spec("torchvision") is None:
-        return []
-    pair = f"torchvision {version('torchvision')} beside torch {version('torch')}"
-    try:
-        import torchvision  # noqa: F401
-    except (RuntimeError, OSError, ImportError) as error:
-        what = f"{pair} cannot be imported ({error}): uninstall it, or install both from one index of pytorch.org"
-        return [{"name": "torchvision", "ok": False, "what": what}]
-    return [{"name": "torchvision", "ok": True, "what": pair}]
+    found = [check_judge(name, (sources or {}).get(name), name in judges) for name in names("judges")]
+    return [_check_model(), *suite, *found, check_colors("geneval-mask2former" in judges)]
 
 
 def _check_model() -> dict[str, Any]:
@@ -91,12 +82,31 @@ def _rank(value: float | None) -> float:
     return float("-inf") if value is None else value
 
 
-def check_judge(name: str, source: str | None) -> dict[str, Any]:
-    """Whether a judge loads, prefers each reference picture to noise, and all of them to one another's."""
+def _checked(name: str, needed: bool, check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A row; what is absent is a failure only if it is needed."""
     try:
-        return {"name": f"judge {name}", **compare_references(evaluator(name, source))}
+        return {"name": name, **check()}
+    except AbsentError as error:
+        return {"name": name, "ok": False if needed else None, "what": str(error)}
     except UserError as error:
-        return {"name": f"judge {name}", "ok": False, "what": str(error)}
+        return {"name": name, "ok": False, "what": str(error)}
+
+
+def check_judge(name: str, source: str | None, needed: bool = True) -> dict[str, Any]:
+    """Whether a judge loads, prefers each reference picture to noise, and all of them to one another's."""
+    return _checked(f"judge {name}", needed, lambda: compare_references(evaluator(name, source)))
+
+
+def check_colors(needed: bool) -> dict[str, Any]:
+    """Whether GenEval's colour classifier knows plain colours."""
+    from .evaluators.clip_colors import ClipColors
+
+    def check() -> dict[str, Any]:
+        classify, box, mask = ClipColors(), (0.0, 0.0, 64.0, 64.0), np.ones((64, 64), bool)
+        got = {c: classify(Image.new("RGB", (64, 64), c), [box], [mask], "cup")[0] for c in PLAIN}
+        return {"ok": all(c == g for c, g in got.items()), "what": ", ".join(f"{c} is {g}" for c, g in got.items())}
+
+    return _checked("colours of geneval-mask2former", needed, check)
 
 
 def compare_references(judge: Evaluator) -> dict[str, Any]:
@@ -106,6 +116,8 @@ def compare_references(judge: Evaluator) -> dict[str, Any]:
         UserError: if its weights are missing.
     """
     folder = Path(str(files("opdbench.evaluators.reference")))
+    if compares(judge):
+        return _compare_sets(judge, [Image.open(folder / name).convert("RGB") for name in REFERENCES])
     prompts = [p for p in (Prompt(name, spec["prompt"], judge.name, spec) for name, spec in REFERENCES.items())
                if _can_judge(judge, p)]  # fmt: skip
     pictures = [Image.open(folder / p.id).convert("RGB") for p in prompts]
@@ -118,6 +130,17 @@ def compare_references(judge: Evaluator) -> dict[str, Any]:
     # The aesthetic score reads no prompt, so that the others' sum is its own.
     ok = bool(prompts) and all(a > c for a, c in zip(right, none, strict=True)) and sum(right) >= sum(other)
     return {"ok": ok, "what": f"reference pictures: {shown}" if prompts else "no reference picture for it"}
+
+
+def _compare_sets(judge: Evaluator, pictures: Sequence[Image.Image]) -> dict[str, Any]:
+    """Different pictures must differ, copies of one must not."""
+    prompt = Prompt("references", "a picture", judge.name, images=len(pictures))
+    apart, alike = (
+        min(_rank(s.value) for s in judge.score(shown, [prompt] * len(shown)))
+        for shown in (pictures, [pictures[0]] * len(pictures))
+    )
+    what = f"reference pictures differ by {apart:.3g} at least, copies by {alike:.3g}"
+    return {"ok": apart > 0.01 and abs(alike) < 1e-4, "what": what}
 
 
 def _can_judge(judge: Evaluator, prompt: Prompt) -> bool:

@@ -10,6 +10,10 @@ class UserError(Exception):
     """What happened, the value, what was expected and what to do, in one line."""
 
 
+class AbsentError(UserError):
+    """What is asked for is not on this machine: weights, a package, a server. Nothing that is here is wrong."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """An error for a name that does not exist, with the nearest known one."""
     options = sorted(known)

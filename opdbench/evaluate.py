@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
 
 from .config import digest
-from .core import Evaluator, Meter, Prompt, Sample, Sampler, Score, metric_key
+from .core import Evaluator, Meter, Prompt, Sample, Sampler, Score, compares, metric_key
 from .flow import transitions
 from .model import Model, Policy
 from .record import read_samples, write_samples
@@ -38,7 +39,7 @@ def prompt_hash(prompts: Sequence[Prompt]) -> str:
 
 def column_key(evaluator: Evaluator, prompts: Sequence[Prompt], sampler: Sampler, model: Model) -> str:
     """What must agree for two numbers to share a column; guidance may differ, as policies own it."""
-    walk_key = f"{sampler.name}-{sampler.steps}"
+    walk_key = f"{sampler.name}-{sampler.steps}" + (f"-{model.resolution}px" if model.resolution else "")
     return f"{metric_key(evaluator)} {prompt_hash(prompts)} {walk_key} {str(model.dtype).removeprefix('torch.')}"
 
 
@@ -51,29 +52,40 @@ def generate(model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[tup
     return model.decode(sample(policy.at(condition), noise, steps))
 
 
+def cut(items: Sequence[T], size: int, same: Callable[[T], object] | None = None) -> list[Sequence[T]]:
+    """Consecutive parts of at most `size` items; neighbours of equal `same` stay in one part, however large."""
+    groups = [[item] for item in items] if same is None else [list(group) for _, group in groupby(items, same)]
+    parts: list[list[T]] = []
+    for group in groups:
+        if parts and len(parts[-1]) + len(group) <= size:
+            parts[-1] += group
+        else:
+            parts.append(group)
+    return list(parts)
+
+
 def write_parts(
-    items: Sequence[T],
-    size: int,
+    parts: Sequence[Sequence[T]],
     target: Path,
     score: Callable[[Sequence[T]], list[Sample]],
     progress: Progress,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Score items `size` at a time into parts beside `target`, those that are there already left as they are.
+    """Score parts into files beside `target`, those that are there already left as they are.
 
     Args:
-        items: what to score.
-        size: items a part.
+        parts: what to score, as `cut` makes them.
         target: file that the parts are for.
-        score: rows of some items.
+        score: rows of a part.
         progress: told how many items are done.
         share: `(k, n)` for every n-th part from the k-th, so that n processes can share the work.
     """
-    for number, first in list(enumerate(range(0, len(items), size)))[share[0] :: share[1]]:
-        part = _part(target, number)
-        if not part.exists():
-            write_samples(part, score(items[first : first + size]))
-        progress(min(first + size, len(items)), len(items))
+    done = list(accumulate(len(part) for part in parts))
+    for number in range(share[0], len(parts), share[1]):
+        place = _part(target, number)
+        if not place.exists():
+            write_samples(place, score(parts[number]))
+        progress(done[number], done[-1])
 
 
 def _part(target: Path, number: int) -> Path:
@@ -81,21 +93,20 @@ def _part(target: Path, number: int) -> Path:
 
 
 def score_in_parts(
-    items: Sequence[T],
-    size: int,
+    parts: Sequence[Sequence[T]],
     target: Path,
     score: Callable[[Sequence[T]], list[Sample]],
     progress: Progress,
     team: Team = ALONE,
 ) -> list[Sample]:
-    """Rows of all items in `target`; finished parts are kept, so a killed run goes on, with any number of processes."""
-    write_parts(items, size, target, score, progress, (team.rank, team.size))
+    """Rows of all parts in `target`; finished parts are kept, so a killed run goes on, with any number of processes."""
+    write_parts(parts, target, score, progress, (team.rank, team.size))
     team.wait()
     if team.leads:
-        parts = [_part(target, number) for number in range(-(-len(items) // size))]
-        write_samples(target, [row for part in parts for row in read_samples(part)])
-        for part in parts:
-            part.unlink()
+        files = [_part(target, number) for number in range(len(parts))]
+        write_samples(target, [row for file in files for row in read_samples(file)])
+        for file in files:
+            file.unlink()
     team.wait()
     return read_samples(target)
 
@@ -122,11 +133,12 @@ def evaluate(
     for prompt in prompts:
         evaluator.check(prompt)
     pairs = [(p, k) for p in prompts for k in range(p.images)]
+    parts = cut(pairs, BATCH, (lambda pair: pair[0].id) if compares(evaluator) else None)
 
     def score(part: Sequence[tuple[Prompt, int]]) -> list[Sample]:
         return _score(model, policy, sampler, evaluator, part, meter)
 
-    return score_in_parts(pairs, BATCH, target, score, progress, team)
+    return score_in_parts(parts, target, score, progress, team)
 
 
 def _score(
@@ -138,7 +150,7 @@ def _score(
     meter: Meter,
 ) -> list[Sample]:
     start = time.perf_counter()
-    images = generate(model, policy, sampler, pairs)
+    images = [image for part in cut(pairs, BATCH) for image in generate(model, policy, sampler, part)]
     scores = evaluator.score(images, [prompt for prompt, _ in pairs])
     meter.count("evaluation", len(pairs) * sampler.steps, policy.passes)
     meter.images += len(pairs)

@@ -59,7 +59,7 @@ def read_pictures(place: Path) -> list[Picture]:
     for (path, _), key in zip(found, keys, strict=True):
         pictures.append(Picture(path, prompts[key], seen[key], _hash(path)))
         seen[key] += 1
-    return pictures
+    return sorted(pictures, key=lambda one: one.prompt.id)  # a prompt's pictures side by side, in their order
 
 
 def uneven(pictures: list[Picture]) -> str:

@@ -162,11 +162,15 @@ class Method(Protocol):
     """A loss. Stateless: what lasts between updates lives in the trainer.
 
     A method that derives from this states only what differs from the defaults.
+
+    Attributes:
+        inner: optimizer steps an update; with one alone the next loss may be made while one is back-propagated.
     """
 
     needs_reward: bool = False
     needs_teacher: bool = False
     needs_old: bool = False
+    inner: int = 1
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """Scalar losses whose sum is the loss of the update."""

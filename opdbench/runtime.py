@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,18 @@ def _commit() -> str:
         return "unknown"
 
 
+def broken_torchvision() -> str:
+    """What is wrong with torchvision, or "": built for another torch, it breaks the import of all model libraries."""
+    if find_spec("torchvision") is None:
+        return ""
+    try:
+        import torchvision  # noqa: F401
+    except (RuntimeError, OSError, ImportError) as error:
+        pair = f"torchvision {version('torchvision')} beside torch {version('torch')}"
+        return f"{pair} cannot be imported ({error}): uninstall it, or install both from one index of pytorch.org"
+    return ""
+
+
 def quiet_libraries() -> None:
     """Settings that must precede torch and the model libraries; the user's own values win."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a spinning thread starves the other process
@@ -114,4 +127,5 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a line for each retry, where one in the end will do
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")

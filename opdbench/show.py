@@ -12,6 +12,7 @@ from rich.console import Console as Rich
 from rich.table import Table
 from rich.text import Text
 
+from .config import RELEASED
 from .leaderboards import table as rows_of
 from .leaderboards.compare import compare
 from .leaderboards.document import Block, aggregate_block, blocks, probe_blocks, score_block
@@ -63,8 +64,8 @@ def print_estimates(rows: Sequence[Mapping[str, Any]], format_: str) -> None:
         return
     for row in rows:
         value = "-" if row["value"] is None else f"{row['value']:.3f} ± {row['se']:.3f}"
-        name = row["metric"] or row["group"] or "all"
-        print(f"{row['task']:20} {name:16} {value}  n {row['n']}, {row['unscored']} unscored")
+        name = " ".join(part for part in (row["group"], row["metric"]) if part) or "all"
+        print(f"{row['task']:20} {name:28} {value}  n {row['n']}, {row['unscored']} unscored")
 
 
 def print_checks(checks: Sequence[Mapping[str, Any]], format_: str) -> None:
@@ -73,7 +74,8 @@ def print_checks(checks: Sequence[Mapping[str, Any]], format_: str) -> None:
         print_json(checks)
         return
     for check in checks:
-        print(f"{'ok  ' if check['ok'] else 'FAIL'} {check['name']}: {check['what']}")
+        state = {True: "ok", False: "FAIL", None: "none"}[check["ok"]]
+        print(f"{state:4} {check['name']}: {check['what']}")
 
 
 def print_figures(figures: Mapping[str, float], format_: str) -> None:
@@ -114,7 +116,8 @@ def _text(text: str, strong: bool = False) -> Text:
 def _costs(record: RunRecord) -> None:
     out = Table("stage", "forwards", "images", "seconds", "peak MiB", title=f"cost, seed {record.seed}")
     for row in rows_of.costs(record):
-        name = row["stage"] + (" (reused)" if row["reused"] else "")
+        state = RELEASED if row.get("method") == RELEASED else "reused"
+        name = row["stage"] + (f" ({state})" if row["reused"] else "")
         out.add_row(
             _text(name), f"{row['forwards']:,}", f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['peak_mib']}"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,10 +11,10 @@ from typing import Any
 from .adapters import Adapter
 from .config import digest
 from .console import make_console
-from .core import Evaluator, Meter, Prompt, Sample, Sampler, Score, metric_key
+from .core import Evaluator, Meter, Prompt, Sample, Sampler, Score, compares, metric_key
 from .data import SETS, load, read_prompts
 from .errors import UserError
-from .evaluate import BATCH, choose, column_key, evaluate, make_row, prompt_hash, score_in_parts, write_parts
+from .evaluate import BATCH, choose, column_key, cut, evaluate, make_row, prompt_hash, score_in_parts, write_parts
 from .folder import Picture, open_picture, read_pictures, uneven
 from .gallery import write_gallery
 from .model import Model
@@ -75,7 +74,8 @@ def evaluate_pictures(
     With a share `(k, n)` only every n-th part is scored, from the k-th, and there are no rows; the call without
     one, after all shares, finds their parts and finishes.
     """
-    pictures, console = read_pictures(place), make_console()
+    team = join()
+    pictures, console = read_pictures(place), make_console(team.leads)
     if uneven(pictures):
         console.note(uneven(pictures))
     prompts = [one.prompt for one in pictures if one.index == 0]
@@ -89,31 +89,55 @@ def evaluate_pictures(
         target = folder / f"{task}-{digest([FORMAT, key])[:8]}.jsonl"
         progress = partial(console.progress, f"score {task}", figures={})
         score = partial(_score_pictures, judge)
+        parts = cut(pictures, BATCH, (lambda one: one.prompt.id) if compares(judge) else None)
         if share:
             if not target.exists():
-                write_parts(pictures, BATCH, target, score, progress, share)
+                write_parts(parts, target, score, progress, share)
             continue
-        samples = read_samples(target) if target.exists() else score_in_parts(pictures, BATCH, target, score, progress)
-        write_gallery(target.with_suffix(".html"), key, samples, pictures, judge.range[1])
-        console.note(f"failures: {target.with_suffix('.html')}")
+        found = target.exists()
+        samples = read_samples(target) if found else score_in_parts(parts, target, score, progress, team)
+        if team.leads:
+            write_gallery(target.with_suffix(".html"), key, samples, pictures, judge.range[1])
+            console.note(f"failures: {target.with_suffix('.html')}")
         rows += table(task, key, _set_name(prompts), samples)
     if share:
         console.note(f"share {share[0]} of {share[1]} is scored; the same command without --share makes the table")
         return []
-    write_json(folder / "table.json", {"pictures": str(place), "rows": rows, "environment": environment()})
+    if team.leads:
+        write_json(folder / "table.json", {"pictures": str(place), "rows": rows, "environment": environment()})
     return rows
 
 
 def table(task: str, key: str, prompts: str, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Estimates of a task: the value over all and within each group, then each further metric."""
-    groups: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        groups[sample.group].append(sample)
-    parts = {("", ""): list(samples)} | ({(g, ""): part for g, part in groups.items()} if len(groups) > 1 else {})
+    """Estimates of a task: the value over all and within each group, then each further metric likewise.
+
+    Where there are groups, `images` is the plain mean over pictures (Flow-GRPO's "accuracy") and `any` that of each
+    prompt's best picture (GenEval's correct prompts); the value over all is the unweighted mean over groups.
+    """
+    metrics = {"": list(samples)}
     for name in sorted({name for sample in samples for name in sample.metrics}):
-        parts["", name] = [replace(sample, value=sample.metrics.get(name)) for sample in samples]
+        metrics[name] = [replace(sample, value=sample.metrics.get(name)) for sample in samples]
+    groups = sorted({sample.group for sample in samples})
+    parts = {}
+    for name, rows in metrics.items():
+        parts["", name] = rows
+        for group in groups if len(groups) > 1 else ():
+            parts[group, name] = [row for row in rows if row.group == group]
+    if len(groups) > 1:
+        parts["", "images"] = [replace(sample, group="") for sample in samples]
+        parts["", "any"] = _best(samples)
     about = {"task": task, "key": key, "prompts": prompts}
     return [{**about, "group": g, "metric": m, **asdict(estimate(part))} for (g, m), part in parts.items()]
+
+
+def _best(samples: Sequence[Sample]) -> list[Sample]:
+    """The picture of greatest value of each prompt, all in one group."""
+    best: dict[str, Sample] = {}
+    for sample in samples:
+        known = best.get(sample.prompt)
+        if known is None or known.value is None or (sample.value is not None and sample.value > known.value):
+            best[sample.prompt] = replace(sample, group="")
+    return list(best.values())
 
 
 def _prompts(judge: Evaluator, wanted: str | None) -> Sequence[Prompt]:

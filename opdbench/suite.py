@@ -80,8 +80,7 @@ class Suite:
         """A policy on every task; its rows are also copied to `samples` in `folder`."""
         meter, cells = Meter(), []
         for name, judge in self.evaluators.items():
-            question = Question(actor, judge, self.prompts(name), actor.sampler.guidance)
-            samples, own = self.ask(question, f"evaluate {actor.name} on {name}", console)
+            question, samples, own = self.own(actor, name, console)
             meter.seconds, meter.peak_mib = meter.seconds + own.seconds, max(meter.peak_mib, own.peak_mib)
             if self.team.leads:
                 write_samples(folder / "samples" / f"{actor.name}-{name}.jsonl", samples)
@@ -91,6 +90,11 @@ class Suite:
         passes = self.model.frozen(None, actor.sampler.guidance).passes
         meter.forwards, meter.images = {"evaluation": images * actor.sampler.steps * passes}, images
         return PolicyResult(actor.name, actor.role, asdict(actor.sampler), tuple(cells), meter)
+
+    def own(self, actor: Actor, task: str, console: Console) -> tuple[Question, list[Sample], Meter]:
+        """A policy on the test prompts of a task: what the table shows."""
+        question = Question(actor, self.evaluators[task], self.prompts(task), actor.sampler.guidance)
+        return question, *self.ask(question, f"evaluate {actor.name} on {task}", console)
 
     def prompts(self, task: str) -> list[Prompt]:
         """The test prompts of a task."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +30,7 @@ from .runtime import peak_mib, write_text
 from .team import ALONE, Team
 from .walk import Noise
 
+T = TypeVar("T")
 CHECKPOINT_EVERY = 5
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -67,6 +69,15 @@ def shares(stage: Stage, update: int) -> list[tuple[str, int, int]]:
         return (now * stage.prompts - k + number - 1) // number
 
     return [(task, before(k, update), before(k, update + 1) - before(k, update)) for k, task in enumerate(stage.tasks)]
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made in a second thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 class Trainer:
@@ -113,7 +124,7 @@ class Trainer:
             sampler=stage.sampler,
             steps=transitions(stage.sampler, model.sigmas(stage.sampler.steps)),
             meter=Meter(),
-            descend=self._descend,
+            descend=self._descend if self.method.inner > 1 else self._refuse,
             gather=team.gather,
             weights=dict(stage.rewards),
         )
@@ -157,7 +168,11 @@ class Trainer:
         # Losses are means over pictures, and processes may have unlike numbers of them.
         share = len(batch) / (self.stage.prompts * self.stage.images)
         total = torch.zeros((), device=self.model.device)
-        for loss in self.method.losses(batch, self.actors):
+        losses = self.method.losses(batch, self.actors)
+        # A GPU is busy anyway, and its memory would hold two graphs; between losses `inner` steps move the weights.
+        if self.model.device.type == "cpu" and self.method.inner == 1:
+            losses = ahead(losses)
+        for loss in losses:
             (share * loss).backward()
             total += share * loss.detach()
         norm = self._descend()
@@ -169,6 +184,9 @@ class Trainer:
         if self.method.needs_reward:
             line["reward"] = self.actors.reward
         return line
+
+    def _refuse(self) -> None:
+        raise UserError(f"method {self.stage.method!r} takes a second optimizer step, but its `inner` is 1")
 
     def _descend(self) -> float:
         """One optimizer step on the gradient so far; returns the gradient's norm before clipping."""

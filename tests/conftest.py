@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from opdbench.runtime import quiet_libraries
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a hub
 quiet_libraries()  # as every command: a test that runs one in this process wants the bits of one apart
 
 SPREAD = 0.5

@@ -6,11 +6,14 @@ import sys
 import types
 from importlib.resources import files
 
+import numpy as np
 import pytest
-from PIL import Image
+from command import opdbench
+from PIL import Image, ImageColor
 
-from opdbench import doctor
+from opdbench import doctor, runtime
 from opdbench.core import Score
+from opdbench.evaluators.clip_colors import ClipColors
 from opdbench.evaluators.ocr import OCR
 
 
@@ -62,7 +65,46 @@ def test_absent_weights_are_told():
     found = doctor.check_judge("geneval-mask2former", "/nowhere")
     assert not found["ok"]
     assert "cannot load the GenEval detector" in found["what"]
-    assert not doctor.check_judge("unifiedreward", None)["ok"]
+    assert doctor.check_judge("unifiedreward", None)["ok"] is False
+    assert doctor.check_judge("unifiedreward", None, needed=False)["ok"] is None
+    assert doctor.check_judge("unifiedreward", "ftp://x", needed=False)["ok"] is False
+
+
+class Sets:
+    """Compares a prompt's pictures by the distance of their mean colours, or as `answer` says."""
+
+    name, compares = "sets", True
+
+    def __init__(self, answer=None):
+        self._answer = answer
+
+    def score(self, images, prompts):
+        assert {p.images for p in prompts} == {len(images)}
+        means = [float(np.asarray(image).mean()) for image in images]
+        return [Score(max(abs(m - n) for n in means) if self._answer is None else self._answer, None) for m in means]
+
+
+@pytest.mark.parametrize(("answer", "ok"), [(None, True), (0.0, False), (0.5, False)])
+def test_pictures_that_differ_must_differ_and_copies_must_not(answer, ok):
+    assert doctor.compare_references(Sets(answer))["ok"] is ok
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_colour_classifier_is_asked_for_plain_colours(right, monkeypatch):
+    def classify(self, image, boxes, masks, name):
+        return [next(c for c in doctor.PLAIN if image.getpixel((9, 9)) == ImageColor.getrgb(c)) if right else "red"]
+
+    monkeypatch.setattr(ClipColors, "__call__", classify)
+    assert doctor.check_colors(needed=True)["ok"] is right
+
+
+def test_an_absent_colour_classifier_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    assert [doctor.check_colors(needed)["ok"] for needed in (True, False)] == [False, None]
+
+
+def broken_import(*args):
+    raise RuntimeError("no such class")
 
 
 def test_a_torchvision_of_another_torch_is_recognised(monkeypatch):
@@ -72,10 +114,18 @@ def test_a_torchvision_of_another_torch_is_recognised(monkeypatch):
                 raise RuntimeError("operator torchvision::nms does not exist")
             return None
 
-    monkeypatch.setattr(doctor, "find_spec", lambda name: types.SimpleNamespace())
-    monkeypatch.setattr(doctor, "version", lambda name: "0.1")
+    monkeypatch.setattr(runtime, "find_spec", lambda name: types.SimpleNamespace())
+    monkeypatch.setattr(runtime, "version", lambda name: "0.1")
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     (row,) = doctor.examine()
     assert not row["ok"]
     assert "uninstall it, or install both" in row["what"]
+    # Every other command says the same once an import has failed, and a failure of another origin stays one.
+    monkeypatch.setattr("opdbench.registry.parse_tasks", broken_import)
+    done = opdbench("run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"opdbench: {row['what']}\n"
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="no such class"):
+        opdbench("run")

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from opdbench.core import Sample
 from opdbench.errors import UserError
-from opdbench.evaluators.geneval_rules import Verdict, judge, relations, summarise
+from opdbench.evaluators.geneval_rules import Verdict, judge, relations
 from opdbench.evaluators.geneval_spec import parse_detections, parse_metadata, parse_options
+from opdbench.standalone import table
 
 GOLDEN = Path(__file__).parent / "golden"
 ALL = [json.loads(line) for line in (GOLDEN / "geneval.jsonl").read_text().splitlines()]
@@ -73,31 +75,23 @@ def test_of_equal_scores_the_later_detection_comes_first() -> None:
 
 
 @pytest.mark.parametrize("summary", SUMMARIES, ids=lambda s: s["name"])
-def test_summary(summary: dict[str, Any]) -> None:
-    got = summarise([(r["tag"], r["prompt"], r["correct"]) for r in summary["results"]])
-    expected = summary["expected"]
-    assert got.images == expected["total_images"]
-    assert got.prompts == expected["total_prompts"]
-    assert round(100 * got.correct_images, 2) == expected["correct_images_pct"]
-    assert round(100 * got.correct_prompts, 2) == expected["correct_prompts_pct"]
-    assert round(got.overall, 5) == expected["overall"]
-    assert got.image_weighted == pytest.approx(summary["image_weighted_accuracy_flow_grpo"], abs=1e-12)
-    tags = {
-        tag: {"acc_pct": round(100 * t.accuracy, 2), "correct": t.correct, "total": t.total}
-        for tag, t in got.tags.items()
-    }
-    assert tags == expected["tags"]
-
-
-def test_overall_is_not_weighted_by_pictures() -> None:
-    rows = [("a", "x", True)] + [("b", str(k), False) for k in range(9)]
-    assert summarise(rows).overall == 0.5
-    assert summarise(rows).image_weighted == 0.1
-
-
-def test_nothing_to_summarise_is_an_error() -> None:
-    with pytest.raises(UserError, match="no judged picture"):
-        summarise([])
+def test_the_table_says_what_the_official_script_prints(summary: dict[str, Any]) -> None:
+    samples = [
+        Sample(f"{r['tag']} {r['prompt']}", k, "geneval", r["tag"], float(r["correct"]), None)
+        for k, r in enumerate(summary["results"])
+    ]
+    rows = {(row["group"], row["metric"]): row for row in table("geneval", "key", "set@1", samples)}
+    overall, expected = rows["", ""], summary["expected"]
+    assert (overall["n"], overall["clusters"]) == (expected["total_images"], expected["total_prompts"])
+    assert round(overall["value"], 5) == expected["overall"]
+    if len(expected["tags"]) == 1:  # all means are one
+        assert len(rows) == 1
+        return
+    assert round(100 * rows["", "images"]["value"], 2) == expected["correct_images_pct"]
+    assert round(100 * rows["", "any"]["value"], 2) == expected["correct_prompts_pct"]
+    assert rows["", "images"]["value"] == pytest.approx(summary["image_weighted_accuracy_flow_grpo"], abs=1e-12)
+    tags = {group: (round(100 * row["value"], 2), row["n"]) for (group, _), row in rows.items() if group}
+    assert tags == {tag: (one["acc_pct"], one["total"]) for tag, one in expected["tags"].items()}
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,19 @@ def test_a_checkpoint_is_loaded_and_its_boxes_do_not_depend_on_company(checkpoin
     assert alone[0][0].mask.shape == (64, 80)
 
 
+def test_order_and_batch_do_not_matter(checkpoint):
+    noise = np.random.default_rng(3).integers(0, 256, (4, 64, 80, 3), np.uint8)
+    images = [Image.fromarray(pixels[: 64 - 8 * k]) for k, pixels in enumerate(noise)]
+    spec = {"tag": "counting", "prompt": "a photo of two dogs", "include": [{"class": "dog", "count": 2}]}
+    judge, rows = on_photos(str(checkpoint)), [Prompt(f"g/{k}", spec["prompt"], "geneval", spec) for k in range(4)]
+    with torch.no_grad():
+        judge._detector._model.class_predictor.weight.mul_(30)  # so that random weights are sure of something
+    together = judge.score(images, rows)
+    assert len({str(score.details) for score in together}) == 4
+    assert judge.score(images[::-1], rows) == together[::-1]
+    assert [judge.score([i], [p])[0] for i, p in zip(images, rows, strict=True)] == together
+
+
 def test_a_missing_or_alien_key_is_refused(checkpoint, tmp_path):
     import shutil
 

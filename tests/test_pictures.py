@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from random import Random
 
@@ -11,10 +13,10 @@ from PIL import Image
 
 from opdbench.core import Sample
 from opdbench.errors import UserError
-from opdbench.evaluate import score_in_parts
+from opdbench.evaluate import cut, score_in_parts
 from opdbench.evaluators.ocr import OCR
 from opdbench.folder import Picture, open_picture, read_pictures, uneven
-from opdbench.gallery import write_gallery
+from opdbench.gallery import SIDE, write_gallery
 from opdbench.standalone import evaluate_pictures, table
 from opdbench.tiny.prompts import geneval_prompts, ocr_prompts
 from opdbench.tiny.render import render
@@ -67,8 +69,10 @@ def test_genevals_layout_is_scored_and_a_second_time_found(folder, tmp_path):
     whole = rows["", ""]
     assert (whole["n"], whole["clusters"], whole["unscored"]) == (24, 12, 0)
     assert whole["value"] == pytest.approx(23 / 24)  # one of four pictures of one of six tags is wrong
-    assert len([g for g, m in rows if g]) == 6
-    assert {m for g, m in rows if m} == {"strict", "dense-fixed", "dense-flowgrpo"}
+    further = {"strict", "dense-fixed", "dense-flowgrpo"}
+    assert len({g for g, _ in rows if g}) == 6
+    assert {m for g, m in rows if g} == {"", *further}
+    assert {m for g, m in rows if not g} == {"", "images", "any", *further}
     assert whole["prompts"].startswith(f"{folder.name}@")
     place = next(tmp_path.glob("pictures-*"))
     assert json.loads((place / "table.json").read_text())["rows"] == json.loads(done.stdout)
@@ -99,12 +103,12 @@ def test_a_killed_scoring_goes_on_to_the_same_rows(tmp_path):
             asked.append(k)
         return [Sample(str(k), 0, "t", "", k, k, details={"k": k}) for k in part]
 
-    whole = score_in_parts(items, 10, tmp_path / "a.jsonl", score, lambda done, total: None)
+    whole = score_in_parts(cut(items, 10), tmp_path / "a.jsonl", score, lambda done, total: None)
     asked.clear()
     with pytest.raises(KeyboardInterrupt):
-        score_in_parts(items, 10, tmp_path / "b.jsonl", lambda part: score(part, 17), lambda done, total: None)
+        score_in_parts(cut(items, 10), tmp_path / "b.jsonl", lambda part: score(part, 17), lambda done, total: None)
     assert not (tmp_path / "b.jsonl").exists()
-    resumed = score_in_parts(items, 10, tmp_path / "b.jsonl", score, lambda done, total: None)
+    resumed = score_in_parts(cut(items, 10), tmp_path / "b.jsonl", score, lambda done, total: None)
     assert resumed == whole
     assert [k for k in asked if k < 10] == list(range(10))
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
@@ -148,9 +152,10 @@ def test_alpha_and_orientation_are_read_as_the_official_script_does(tmp_path):
 def test_the_gallery_escapes_what_people_and_engines_wrote(tmp_path, words):
     evil = "<script>alert('x')</script>"
     pictures = [Picture(p.path, p.prompt.__class__(evil, evil, "ocr"), 0, "") for p in read_pictures(words)[:3]]
-    box = {"name": evil, "color": None, "box": [1, 1, 9, 9], "score": 0.5}
+    read = {"text": evil, "confidence": 0.25}
+    box = {"name": evil, "color": "red; background: url(x)", "box": [1, 1, 9, 9], "score": 0.5}
     samples = [
-        Sample(evil, 0, "ocr", "", v, v, evil, {}, {"recognized": evil, "detections": [box]}) for v in (None, 0.5, 1)
+        Sample(evil, 0, "ocr", "", v, v, evil, {}, {"recognized": [read], "detections": [box]}) for v in (None, 0.5, 1)
     ]
     write_gallery(tmp_path / "g.html", evil, samples, pictures, best=1.0)
     page = (tmp_path / "g.html").read_text()
@@ -158,6 +163,27 @@ def test_the_gallery_escapes_what_people_and_engines_wrote(tmp_path, words):
     assert page.count("<figure>") == 2
     assert page.index("unscored") < page.index("0.500")
     assert "data:image/png;base64," in page
+    assert "style" not in page.split("</style>")[1]  # what is no word is no colour
+
+
+def test_the_gallery_shows_picture_boxes_colours_text_and_reason(tmp_path, words):
+    pictures = read_pictures(words)[:2]
+    pictures[1].path.write_bytes(b"")
+    box = {"name": "ring", "color": "red", "box": [16, 16, 48, 48], "score": 0.75}
+    seen = {"detections": [box], "recognized": [{"text": "HI", "confidence": 0.5}]}
+    samples = [
+        Sample("p", 0, "t", "", 0.25, 0.25, "too few rings", {}, seen),
+        Sample("p", 1, "t", "", None, None, "unreadable"),
+    ]
+    write_gallery(tmp_path / "g.html", "a title", samples, pictures, best=1.0)
+    page = (tmp_path / "g.html").read_text()
+    for text in ("too few rings", "0.250", "red ring 0.75", "background: red", "read &#39;HI&#39; 0.50", "no picture"):
+        assert text in page, text
+    raw = base64.b64decode(page.split("base64,")[1].split('"')[0])
+    shown = Image.open(io.BytesIO(raw))
+    assert shown.size == (SIDE, SIDE)  # enlarged five times, and the frame with it
+    assert [shown.getpixel((x, SIDE // 2)) for x in (80, 240)] == [(255, 0, 255)] * 2
+    assert shown.getpixel((SIDE // 4 - 4, SIDE // 2)) != (255, 0, 255)
 
 
 def test_metrics_have_estimates_of_their_own():
@@ -166,6 +192,13 @@ def test_metrics_have_estimates_of_their_own():
     found = {r["metric"]: r for r in table("t", "key", "set@1", rows)}
     assert (found[""]["value"], found[""]["unscored"]) == (1.0, 1)
     assert (found["cer"]["value"], found["cer"]["n"], found["cer"]["unscored"]) == (1.5, 4, 1)
+
+
+def test_a_prompts_best_picture_is_a_scored_one():
+    values = {"a": [None, 0.0, 1.0], "b": [0.0, None], "c": [None]}
+    samples = [Sample(p, k, "t", p, v, v) for p, row in values.items() for k, v in enumerate(row)]
+    (row,) = [r for r in table("t", "key", "set@1", samples) if r["metric"] == "any"]
+    assert (row["value"], row["n"], row["unscored"]) == (0.5, 2, 1)
 
 
 def test_rows_do_not_depend_on_the_order_of_a_file(words, tmp_path):

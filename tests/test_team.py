@@ -7,14 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+from random import Random
 
 import pytest
 import torch
 from command import opdbench
 
 from opdbench.adapters import Adapter
+from opdbench.evaluate import BATCH
 from opdbench.record import RunRecord
 from opdbench.team import ALONE, Team
+from opdbench.tiny.prompts import ocr_prompts
+from opdbench.tiny.render import render
+from opdbench.tiny.scenes import draw_scene
 
 RECIPE = """
 description = "A small stage of each kind of loss"
@@ -140,3 +145,42 @@ def test_two_processes_score_the_rows_of_one(tmp_path):
     for name, files in zip(("one", "two"), rows, strict=True):
         counted = [json.loads(path.read_text())["images"] for path in (tmp_path / name).glob("evals/*.json")]
         assert sum(counted) == sum(text.count(b"\n") for text in files)
+
+
+SEVERAL = """
+import json, os, sys
+from pathlib import Path
+from command import opdbench
+done = [opdbench(*words) for words in json.loads(sys.argv[2])]
+Path(sys.argv[1], f"said-{os.environ['RANK']}.json").write_text(json.dumps([[d.returncode, d.stdout] for d in done]))
+"""
+"""Commands one after the other in each process, which then notes what it has said."""
+
+
+def test_two_processes_eval_a_model_and_pictures_as_one_does(tmp_path):
+    """The same tables and files; only the leader speaks."""
+    rows = []
+    for k, prompt in enumerate(ocr_prompts("test")[: BATCH + 6]):
+        render(draw_scene(prompt.spec, Random(k))).save(tmp_path / f"{k}.png")
+        rows.append(json.dumps({"image": f"{k}.png", "prompt": prompt.text}))
+    (tmp_path / "signs.jsonl").write_text("\n".join(rows))
+    (tmp_path / "several.py").write_text(SEVERAL)
+    kinds = (["--limit", "40", "--steps", "1"], ["--pictures", str(tmp_path / "signs.jsonl")])
+    asked = [["eval", "--tasks", "ocr", "--format", "json", *kind, "--out"] for kind in kinds]
+    two = json.dumps([[*words, str(tmp_path / "two")] for words in asked])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    settings = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.path.dirname(__file__)}
+    run = [*launch, str(tmp_path / "several.py"), str(tmp_path), two]
+    done = subprocess.run(run, env=os.environ | settings, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    said = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in (0, 1)]
+    assert said[1] == [[0, ""], [0, ""]]
+    for words, (code, text) in zip(asked, said[0], strict=True):
+        alone = opdbench(*words, tmp_path / "one")
+        assert (code, json.loads(text)) == (alone.returncode, json.loads(alone.stdout))
+        assert json.loads(text)[0]["n"] > BATCH
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert names == sorted(path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*.*"))
+    assert {name.suffix for name in names} == {".jsonl", ".json", ".html"}
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name

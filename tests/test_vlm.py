@@ -100,6 +100,28 @@ def test_unifiedreward_reads_the_first_final_score(server):
     assert [s.value for s in back] == [s.value for s in scores][::-1]
 
 
+def answers(path, text, picture):
+    """A reply to each judge that depends on the picture and on the caption or question alone."""
+    shade = (1 + picture.getpixel((0, 0))[0] + len(text)) / 200
+    if path == "/pooling":
+        return 200, {"data": [{"data": [shade, 0.1]}]}
+    return thinks(Yes=shade, no=1 - shade) if "one word" in text else says(f"Final Score: {1 + shade:.3f}")
+
+
+@pytest.mark.parametrize("name", ["unifiedreward", "geneval2", "hpsv3"])
+def test_order_and_batch_do_not_matter(server, name):
+    server.answer = answers
+    judge, images = VLM(name, server.url), pictures(20)
+    rows = [prompt(k, vqa_list=[["Is it?", "Yes"], [f"Is it {'very ' * (k % 3)}dark?", "Yes"]]) for k in range(20)]
+    together = judge.score(images, rows)
+    assert len({score.value for score in together}) == 20
+    order = [7 * k % 20 for k in range(20)]
+    assert judge.score([images[k] for k in order], [rows[k] for k in order]) == [together[k] for k in order]
+    for size in (1, 3):
+        parts = [judge.score(images[k : k + size], rows[k : k + size]) for k in range(0, 20, size)]
+        assert [score for part in parts for score in part] == together
+
+
 @pytest.mark.parametrize("text", ["Final Score: 7", "I like it.", "", "Final score 4"])
 def test_a_reply_without_a_score_is_unscored(server, text):
     server.answer = lambda path, question, picture: says(text)

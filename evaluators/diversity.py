@@ -1,0 +1,108 @@
+"""How much the pictures of one prompt differ: what mode collapse takes away.
+
+A picture's value is the mean of 1 - cosine between its CLIP features and those of the prompt's other pictures, so a
+prompt's mean is that over its pairs. No score of single pictures shows it: compare with the base model's on the same
+prompts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from importlib.resources import files
+from typing import Any
+
+from PIL.Image import Image
+
+from opdbench.evaluators.clip import Clip, load_clip
+from opdbench.evaluators.pictures import check_picture, cropped
+from opdbench.evaluators.preference import BATCH, CLIP_L
+
+from ..core import Prompt, Score, Split
+from ..data import pulled
+from ..errors import UserError
+from ..tiny.prompts import preference_prompts
+
+IMAGES = 4
+"""Pictures of each prompt of the tiny world."""
+
+
+def _tiny(split: Split) -> Sequence[Prompt]:
+    return [replace(prompt, images=IMAGES) for prompt in preference_prompts(split)]
+
+
+class Diversity:
+    """Mean distance of a picture from the others of its prompt, 0 if all are alike."""
+
+    name = "diversity"
+    version = 1
+    unit = "1 - cosine"
+    range = (0.0, 2.0)
+    higher_is_better = True
+    compares = True
+
+    def __init__(self, source: str, backend: str, prompts: Callable[[Split], Sequence[Prompt]]) -> None:
+        """Remember a `CLIPModel` (folder or hub id), its name in the key, and the prompts of a split."""
+        self._source, self.backend, self._prompts = source, backend, prompts
+
+    @cached_property
+    def _clip(self) -> Clip:
+        return load_clip("the diversity model", self._source, self._source, cropped, scaled=False)
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        """Prompts of a split."""
+        return self._prompts(split)
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise `UserError` if the prompt has a single picture."""
+        if prompt.images < 2:
+            raise UserError(f"prompt {prompt.id!r} has {prompt.images} picture; diversity compares two or more of each")
+
+    def group(self, prompt: Prompt) -> str:
+        """No strata."""
+        return ""
+
+    def score(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Score]:
+        """Distances within each prompt; a picture that is the only one here is unscored.
+
+        Raises:
+            UserError: if a picture is not RGB or too small, or the model cannot be loaded.
+        """
+        for image in images:
+            check_picture(image, "diversity")
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, prompt in enumerate(prompts):
+            places[prompt.id].append(place)
+        found: dict[int, Score] = {}
+        for own in places.values():
+            found |= dict(zip(own, self._distances([images[place] for place in own]), strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    def _distances(self, images: Sequence[Image]) -> list[Score]:
+        if len(images) < 2:
+            return [Score(None, None, "the only picture of its prompt that can be read")]
+        x = self._features(images)
+        # A picture's cosine with itself is 1, up to rounding: leave it out, not its value.
+        mean = ((x @ x.T).fill_diagonal_(0).sum(1) / (len(images) - 1)).tolist()
+        return [Score(1 - cosine, 1 - cosine) for cosine in mean]
+
+    def _features(self, images: Sequence[Image]) -> Any:
+        """Unit vectors in float64, `(B, D)`."""
+        import torch
+
+        parts = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
+        with torch.inference_mode():
+            return torch.cat([self._clip.image_features(part).double() for part in parts])
+
+
+def tiny(source: str | None = None) -> Diversity:
+    """By the tiny world's CLIP, on its general prompts."""
+    place = source or str(files("opdbench.tiny.preference_model"))
+    return Diversity(place, source or "tiny-clip", _tiny)
+
+
+def on_photos(source: str | None = None) -> Diversity:
+    """By OpenAI's CLIP ViT-L/14, on DrawBench, of which each prompt has several pictures."""
+    return Diversity(source or CLIP_L, source or CLIP_L.rpartition("/")[2], pulled("drawbench", "diversity"))
