@@ -132,4 +132,4 @@ def on_photos(source: str | None = None) -> GenEval:
     Args:
         source: folder or hub id of the Mask2Former.
     """
-    return GenEval(Mask2Former(source), pulled("geneval"))
+    return GenEval(Mask2Former(source), pulled("geneval", train="geneval-train"))

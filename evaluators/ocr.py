@@ -38,7 +38,7 @@ def content(image: Image.Image) -> dict[str, float]:
     """
     grey = np.asarray(image.convert("L"), np.int16)
     steps = np.maximum(np.abs(np.diff(grey, axis=0))[:, 1:], np.abs(np.diff(grey, axis=1))[1:])
-    return {"edges": float((steps > EDGE).mean()), "black": float((grey < DARK).mean())}
+    return {"edges": float((steps > EDGE).sum() / max(steps.size, 1)), "black": float((grey < DARK).mean())}
 
 
 class OCR:
@@ -109,7 +109,7 @@ def _reason(reading: Reading, prompt: Prompt, lines: Lines) -> str:
 
 
 def by_paddle(source: str | None = None) -> OCR:
-    """OCR by the installed PaddleOCR on Flow-GRPO's 1,018 test prompts; `source` is a folder with its weights."""
+    """OCR by the installed PaddleOCR on Flow-GRPO's prompts, 1,018 to test; `source` is a folder with its weights."""
     release = paddle_version()
     engine = PaddleOCR2(release, source) if release.startswith(("2.9.", "2.10.")) else PaddleOCR(source)
-    return OCR(engine, pulled("ocr"))
+    return OCR(engine, pulled("ocr", train="ocr-train"))

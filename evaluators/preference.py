@@ -153,7 +153,7 @@ class Preference:
 
 
 def _judge(name: str, source: str | None) -> Preference:
-    return Preference(name, source, pulled("drawbench", name))
+    return Preference(name, source, pulled("drawbench", name, "pickapic-train"))
 
 
 pickscore = partial(_judge, "pickscore")

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .config import Recipe, Stage, load_recipe, method_options
+from .config import RELEASED, Recipe, Stage, load_recipe, method_options
 from .core import Meter, Prompt, Score
 from .errors import UserError, unknown
 from .flow import transitions
@@ -49,6 +49,8 @@ class _Blank(nn.Module):
 
 def forwards(stage: Stage, recipe: Recipe) -> Meter:
     """The meter of `stage` after all its updates: forwards by role and pictures scored; no seconds."""
+    if stage.method == RELEASED:
+        return Meter()
     method: Method = method_options(load("methods", stage.method), stage.options, stage.name)
     period = [_count(stage, recipe, method, update) for update in range(min(len(stage.tasks), stage.updates))]
     rounds: Counter[str] = Counter()
@@ -97,15 +99,15 @@ def _count(stage: Stage, recipe: Recipe, method: Method, update: int) -> Meter:
     return meter
 
 
-def plan(source: Path, tasks: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from its file, at the cost of the recipe that its `budget` names."""
+def plan(source: Path, tasks: Sequence[str], overrides: Sequence[str] = (), preset: Path | None = None) -> Recipe:
+    """A recipe from its file under a preset, at the cost of the recipe that its `budget` names."""
     known = recipes()
-    found = load_recipe(source, tasks, overrides, known)
+    found = load_recipe(source, tasks, overrides, known, preset)
     if not found.budget:
         return found
     if found.budget not in known:
         raise unknown(f"budget of recipe {found.name!r}", found.budget, known)
-    return level(found, load_recipe(known[found.budget], tasks, (), known))
+    return level(found, load_recipe(known[found.budget], tasks, (), known, preset))
 
 
 def total(stages: Sequence[Stage], recipe: Recipe) -> int:

@@ -11,8 +11,8 @@ import typer
 
 from .bench_command import bench
 from .errors import UserError, unknown
-from .runtime import check_writable, command_line
-from .tracking import Kind
+from .run_command import run
+from .runtime import check_writable
 from .variance_command import variance
 
 app = typer.Typer(
@@ -21,75 +21,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Benchmark for giving one text-to-image diffusion model several skills at once.",
 )
+app.command()(run)
 Format = Literal["table", "json"]
 FormatOption = Annotated[Format, typer.Option("--format", help="table or json")]
 CompareFormat = Literal["table", "md", "csv", "tex", "html", "json"]
 RunsArgument = Annotated[list[Path] | None, typer.Argument(help="run folders or records; all of --out if none")]
 OutOption = Annotated[Path, typer.Option("--out", help="folder of the runs")]
-
-
-def parse_seeds(text: str) -> list[int]:
-    """`0`, `0,2` or `0-4` to numbers."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        low, _, high = part.strip().partition("-")
-        if not low.isdigit() or (high and not high.isdigit()):
-            raise UserError(f"bad seeds {text!r}; expected numbers such as 0, 0,2 or 0-4")
-        seeds += range(int(low), int(high or low) + 1)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"bad seeds {text!r}; expected each seed once")
-    return seeds
-
-
-@app.command()
-def run(
-    method: Annotated[str, typer.Option(help="recipes, or all; `opdbench list` names them")] = "opd",
-    tasks: Annotated[str, typer.Option(help="tasks to learn, with commas between")] = "ocr,geneval",
-    model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
-    seeds: Annotated[str, typer.Option(help="0, 0,2 or 0-4")] = "0",
-    limit: Annotated[int | None, typer.Option(min=1, help="at most so many test prompts a task")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value; may be repeated")] = None,
-    config: Annotated[Path | None, typer.Option(help="a recipe file instead of --method")] = None,
-    out: OutOption = Path("runs"),
-    fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and stop")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="processes; 2 on a CPU and 1 on a GPU if absent")] = None,
-    suite: Annotated[Literal["main", "full"], typer.Option(help="full: probes beyond the table, too")] = "main",
-    track: Annotated[Kind | None, typer.Option(help="curves to tensorboard or wandb, in OUT/trackers")] = None,
-    format_: FormatOption = "table",
-) -> None:
-    """Train the stages of a recipe, evaluate every policy, and print the table."""
-    from .registry import parse_methods, parse_tasks
-
-    wanted, numbers = parse_tasks(tasks), parse_seeds(seeds)
-    sources = [config] if config else parse_methods(method)
-    check_writable(out)
-    from .budget import plan
-    from .config import RunConfig
-    from .launch import print_plan, run_all, runners_of
-    from .model import locate
-    from .show import print_json, print_runs
-    from .team import join
-
-    plans = [plan(source, wanted, set_ or []) for source in sources]
-    locate(model)
-    configs = [RunConfig(one, wanted, model, seed, limit, suite) for one in plans for seed in numbers]
-    specs = [(one, out, fresh, command_line()) for one in configs]
-    runners = runners_of(specs, track)
-    if dry_run:
-        for runner in runners:
-            print_plan(runner)
-        return
-    runs = run_all(runners, specs, jobs)
-    if not join().leads:
-        return
-    if format_ == "json":
-        from .leaderboards import table
-
-        records = [one.record for one in runs]
-        print_json({"rows": [r for x in records for r in table.rows(x)], "costs": [table.costs(x) for x in records]})
-    else:
-        print_runs(runs)
 
 
 @app.command()

@@ -12,9 +12,12 @@ from typing import Any
 
 from .core import Sampler
 from .errors import UserError, unknown
+from .presets import EACH
 from .recipes import read_recipe
 
 BEFORE = "{before}"
+RELEASED = "released"
+"""Method of a stage that is not trained: its adapter was given (`released.py`)."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class Recipe:
         student: whether the last stage is the result; else all that nothing builds on are teachers.
         budget: recipe whose total cost this one should have: the updates of the stages that are not that one's
             are then proportions (`opdbench.budget`). Setting updates by hand switches it off.
+        resolution: side of the pictures in pixels; 0 is the model's own.
+        judges: task and judge (`opdbench list`) of the suite; the embedded world's evaluators if empty.
     """
 
     name: str
@@ -87,6 +92,8 @@ class Recipe:
     stages: tuple[Stage, ...]
     student: bool = True
     budget: str = ""
+    resolution: int = 0
+    judges: tuple[tuple[str, str], ...] = ()
 
     def guidance(self, stage: Stage, teacher: str) -> float:
         """Guidance of a stage's teacher, which is the base model if no stage has its name."""
@@ -133,7 +140,11 @@ def digest(value: object) -> str:
 
 
 def load_recipe(
-    source: Path, tasks: Sequence[str], overrides: Sequence[str] = (), recipes: Mapping[str, Path] | None = None
+    source: Path,
+    tasks: Sequence[str],
+    overrides: Sequence[str] = (),
+    recipes: Mapping[str, Path] | None = None,
+    preset: Path | None = None,
 ) -> Recipe:
     """Read a recipe for `tasks`; `recipes.py` says what its file may hold.
 
@@ -142,19 +153,27 @@ def load_recipe(
         tasks: tasks in order; a stage whose name holds `{task}` is made for each.
         overrides: `stage.key=value` or `stage.table.key=value`, value in TOML.
         recipes: files of the recipes that `extends` may name besides those in the source's folder.
+        preset: a file that is laid over the recipe (`presets.py`).
     """
     inherited = {f.name for f in dataclasses.fields(Stage)} - {"name", "method", "options"} | {"teacher"}
-    raw, tables = read_recipe(source, recipes or {}, inherited, overrides)
+    raw, tables = read_recipe(source, recipes or {}, inherited, overrides, preset)
     stages: list[Stage] = []
     for table in tables:
-        one_each = "{task}" in table["name"]
+        one_each, own = "{task}" in table["name"], table.pop(EACH, {})
         for task in tasks if one_each else [""]:
-            now = table if table.get("init") != BEFORE else table | {"init": stages[-1].name if stages else ""}
-            stages.append(_stage(now, (task,) if one_each else tuple(table.get("tasks", tasks))))
+            now = own.get(task, table)
+            if now.get("init") == BEFORE:
+                now = now | {"init": stages[-1].name if stages else ""}
+            stages.append(_stage(now, (task,) if one_each else tuple(now.get("tasks", tasks))))
     set_by_hand = any(text.partition("=")[0].strip().endswith(".updates") for text in overrides)
-    values = {k: v for k, v in raw.items() if k in ("description", "student") or (k == "budget" and not set_by_hand)}
+    plain = ("description", "student", "resolution", *(() if set_by_hand else ("budget",)))
+    values = {k: v for k, v in raw.items() if k in plain}
     base = _build(Sampler, raw.get("base_sampler", {}), "base_sampler")
-    parts = {"name": source.stem, "base_sampler": base, "stages": tuple(stages)}
+    name = f"{source.stem}+{preset.stem}" if preset else source.stem
+    if not isinstance(raw.get("judges", {}), dict):
+        raise UserError(f"recipe {name!r}: judges is {raw['judges']!r}; expected a table of task and judge")
+    judges = tuple((task, str(judge)) for task, judge in raw.get("judges", {}).items())
+    parts = {"name": name, "base_sampler": base, "stages": tuple(stages), "judges": judges}
     return _build(Recipe, {"description": "", **values, **parts}, f"recipe {str(source)!r}")
 
 

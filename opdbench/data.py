@@ -31,7 +31,7 @@ class PromptSet:
 
     Attributes:
         repository, revision, path: the file on GitHub.
-        sha256: of its bytes.
+        sha256: of its bytes; "" where the revision alone pins it.
         images: pictures a prompt in its protocol.
         licence: as its owners state it.
     """
@@ -74,6 +74,13 @@ SETS: Mapping[str, PromptSet] = {
         "facebookresearch/GenEval2", "a6e82d2", "geneval2_data.jsonl",
         "09233adbc9f877fba205f1a20efa4a8640e7e62a91dfd55893562bed8a928e43", 1, "CC BY-NC 4.0",
     ),
+    "geneval-train": PromptSet(
+        "yifan123/flow_grpo", "ac4c86e", "dataset/geneval/train_metadata.jsonl", "", 1, "MIT (the repository's)",
+    ),
+    "ocr-train": PromptSet("yifan123/flow_grpo", "ac4c86e", "dataset/ocr/train.txt", "", 1, "MIT (the repository's)"),
+    "pickapic-train": PromptSet(
+        "yifan123/flow_grpo", "ac4c86e", "dataset/pickscore/train.txt", "", 1, "Pick-a-Pic v1 captions; some NSFW",
+    ),
 }  # fmt: skip
 
 
@@ -90,7 +97,8 @@ def local_path(name: str) -> Path:
     """
     if name not in SETS:
         raise unknown("prompt set", name, SETS)
-    return cache_folder() / f"{name}-{SETS[name].sha256[:8]}{Path(SETS[name].path).suffix}"
+    source = SETS[name]
+    return cache_folder() / f"{name}-{(source.sha256 or source.revision)[:8]}{Path(source.path).suffix}"
 
 
 def pull(name: str) -> Path:
@@ -118,7 +126,7 @@ def pull(name: str) -> Path:
 
 def _check_hash(name: str, place: str, content: bytes) -> None:
     found = hashlib.sha256(content).hexdigest()
-    if found != SETS[name].sha256:
+    if found != (SETS[name].sha256 or found):
         raise UserError(f"prompt set {name!r} from {place!r} has sha256 {found}; expected {SETS[name].sha256}")
 
 
@@ -131,13 +139,13 @@ def load(name: str, task: str) -> tuple[Prompt, ...]:
     return read_prompts(path, task, name, SETS[name].images)
 
 
-def pulled(name: str, task: str | None = None) -> Callable[[Split], Sequence[Prompt]]:
-    """An evaluator's `prompts`: a set that has a test split alone, read when first asked."""
+def pulled(name: str, task: str | None = None, train: str = "") -> Callable[[Split], Sequence[Prompt]]:
+    """An evaluator's `prompts`: the set of its test split and that of `train`, read when asked."""
 
     def prompts(split: Split) -> Sequence[Prompt]:
-        if split != "test":
+        if split != "test" and not train:
             raise UserError(f"prompt set {name!r} has test prompts alone; it cannot be trained on")
-        return load(name, task or name)
+        return load(name if split == "test" else train, task or name)
 
     return prompts
 

@@ -39,7 +39,7 @@ def prompt_hash(prompts: Sequence[Prompt]) -> str:
 
 def column_key(evaluator: Evaluator, prompts: Sequence[Prompt], sampler: Sampler, model: Model) -> str:
     """What must agree for two numbers to share a column; guidance may differ, as policies own it."""
-    walk_key = f"{sampler.name}-{sampler.steps}"
+    walk_key = f"{sampler.name}-{sampler.steps}" + (f"-{model.resolution}px" if model.resolution else "")
     return f"{metric_key(evaluator)} {prompt_hash(prompts)} {walk_key} {str(model.dtype).removeprefix('torch.')}"
 
 

@@ -49,17 +49,17 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
     Raises:
         UserError: some failed; what the first one said, and how many there are.
     """
-    plan = _Plan(jobs)
+    plan = Plan(jobs)
     if workers == 1:
         while (job := plan.next()) is not None:
-            plan.end(job, _attempt(job.work, job.console))
+            plan.end(job, attempt(job.work, job.console))
     else:
         _share(plan, workers)
     plan.check()
 
 
-class _Plan:
-    """Which jobs wait, go on and have failed; the others are done."""
+class Plan:
+    """Which jobs wait, go on and have failed; the others are done. `cluster.py` follows one, too."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._waiting = {job.key: job for job in jobs}
@@ -89,7 +89,7 @@ class _Plan:
             raise UserError(f"{self._failures[0]}{more}{left}; the same command goes on from what is finished")
 
 
-def _attempt(work: Callable[[Console], None], console: Console) -> str:
+def attempt(work: Callable[[Console], None], console: Console) -> str:
     """Why it failed, or ""."""
     try:
         work(console)
@@ -98,7 +98,7 @@ def _attempt(work: Callable[[Console], None], console: Console) -> str:
     return ""
 
 
-def _share(plan: _Plan, workers: int) -> None:
+def _share(plan: Plan, workers: int) -> None:
     """Keep up to `workers` processes busy; whatever ends this ends them."""
     idle: list[_Worker] = []
     busy: dict[Connection, _Worker] = {}
@@ -174,7 +174,7 @@ def _serve(line: Connection) -> None:
     quiet_libraries()
     while True:
         work = line.recv()
-        line.send(("ended", _attempt(work, _Remote(line))))
+        line.send(("ended", attempt(work, _Remote(line))))
 
 
 def _end_with_parent() -> None:

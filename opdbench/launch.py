@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,20 +11,23 @@ from typing import Any
 
 import torch
 
+from .adapters import Adapter
 from .budget import forwards
-from .config import RunConfig, digest
+from .config import RELEASED, RunConfig, digest
 from .console import Console, make_console
 from .errors import UserError
 from .jobs import Job, run_jobs
 from .leaderboards.runs import Run
 from .record import RunRecord
-from .registry import names
+from .registry import suite
 from .runner import BASE, Runner, experts, scored
 from .team import join
 from .tracking import Kind, tracked
 
 Spec = tuple[RunConfig, Path, bool, str]
 """What makes a runner, but for its console."""
+Backend = Callable[[Sequence[Job], "int | None"], None]
+"""Does jobs, at most so many at once."""
 
 
 def runners_of(specs: Sequence[Spec], track: Kind | None) -> list[Runner]:
@@ -41,22 +44,31 @@ def runners_of(specs: Sequence[Spec], track: Kind | None) -> list[Runner]:
     return runners
 
 
-def run_all(runners: Sequence[Runner], specs: Sequence[Spec], jobs: int | None) -> list[Run]:
+def run_all(
+    runners: Sequence[Runner],
+    specs: Sequence[Spec],
+    jobs: int | None,
+    given: Mapping[str, tuple[str, Adapter]],
+    backend: Backend | None = None,
+) -> list[Run]:
     """Do what several runs need, each stage and evaluation once, and read their records.
 
     Args:
         runners: one a run.
         specs: what made each of them, to make it again in a worker.
-        jobs: processes; None is two on a CPU that has them, and one on a GPU.
+        jobs: how many at once; None is what the backend has room for.
+        given: released adapters by task, with their places.
+        backend: does the jobs; processes of this machine if None.
     """
     team = join()
-    if team.size > 1 and jobs not in (None, 1):
-        raise UserError(f"--jobs is {jobs} in a run of {team.size} processes; expected 1: they share each job")
+    if team.size > 1 and (jobs not in (None, 1) or backend):
+        raise UserError(f"a run of {team.size} processes does one job at a time; leave out --jobs and --backend")
     found: dict[str, Job] = {}
     if team.leads:
         for runner in runners:
             if runner.fresh:
                 runner.clear()
+            runner.adopt(given)
     team.wait()
     for runner, spec in zip(runners, specs, strict=True):
         if runner.finished() is not None:
@@ -69,11 +81,18 @@ def run_all(runners: Sequence[Runner], specs: Sequence[Spec], jobs: int | None) 
         for job in found.values():
             job.work(job.console)
     else:
-        run_jobs(list(found.values()), jobs or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)))
+        (backend or _here)(list(found.values()), jobs)
     runs = [Run(RunRecord.load(runner.folder), runner.folder) for runner in runners]
     for runner in runners:
         runner.console.note(f"record: {runner.folder / 'record.json'}\npictures: {runner.folder / 'grid.png'}")
+        if (adapter := runner.result()) is not None:
+            runner.console.note(f"adapter: {adapter}")
     return runs
+
+
+def _here(jobs: Sequence[Job], most: int | None) -> None:
+    """By processes of this machine: two on a CPU that has them, and one on a GPU."""
+    run_jobs(jobs, most or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)))
 
 
 def _jobs(runner: Runner, spec: Spec) -> Iterator[Job]:
@@ -85,7 +104,9 @@ def _jobs(runner: Runner, spec: Spec) -> Iterator[Job]:
     for stage in recipe.stages:
         if stage.name not in missing:
             one = runner.digests[stage.name]
-            runner.console.note(f"stage {stage.name}: found finished ({one}), its cost is counted")
+            what = "released" if stage.method == RELEASED else "found finished"
+            counted = "unknown and not counted" if stage.method == RELEASED else "counted"
+            runner.console.note(f"stage {stage.name}: {what} ({one}), its cost is {counted}")
             continue
         needs = frozenset(keys[name] for name in (*stage.starts, *(name for _, name in stage.teachers)))
         title = f"stage {stage.name} of {about}"
@@ -94,7 +115,7 @@ def _jobs(runner: Runner, spec: Spec) -> Iterator[Job]:
     for name, role in {BASE: BASE, **scored(runner.config)}.items():
         others = [keys[other] for other in experts(runner.config, name)]
         probes = [""] if runner.config.suite == "full" else []
-        for task in (*(names("evaluators") if role != "stage" else ()), *probes):
+        for task in (*(suite(runner.config.recipe.judges) if role != "stage" else ()), *probes):
             scores.append(f"{keys[name]}/scores/{digest([runner.config.limit, runner.config.suite, others])}/{task}")
             title = f"evaluation of {name} of {about}{' on ' if task else ''}{task}"
             work = partial(_score, spec, name, task)
@@ -138,6 +159,7 @@ def print_plan(runner: Runner) -> None:
     for stage in recipe.stages:
         one, cost = runner.digests[stage.name], forwards(stage, recipe).total()
         state = "finished" if runner.store.finished_stage(one) else "to train"
+        state = RELEASED if stage.method == RELEASED else state
         about = f"{stage.name:20} {stage.method:10} {','.join(stage.tasks):24} {stage.updates:5} updates"
         print(f"{about} {cost:11,} forwards  {one}  {state}")
         whole += cost

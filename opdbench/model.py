@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -91,8 +93,11 @@ class Policy:
 class Model:
     """A loaded pipeline; denoisers with adapters are made from it."""
 
-    def __init__(self, source: str = TINY, device: str | None = None) -> None:
-        """Load `source`: `tiny`, a folder, or a hub id of a Stable Diffusion 3 pipeline."""
+    def __init__(self, source: str = TINY, device: str | None = None, resolution: int = 0) -> None:
+        """Load `source`: `tiny`, a folder, or a hub id of a Stable Diffusion 3 pipeline.
+
+        Pictures have sides of `resolution` pixels, the model's own if 0.
+        """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         # Most CPUs have no fast bf16: the tiny model's forward takes 1.4 times as long in it.
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
@@ -108,8 +113,8 @@ class Model:
         self.base = pipe.transformer.to(self.device, self.dtype).requires_grad_(False).eval()
         for encoder in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
             encoder.to(self.device).requires_grad_(False).eval()
-        config = self.base.config
-        self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
+        self.resolution = resolution
+        self.latent_shape = latent_shape(self.base.config, pipe.vae_scale_factor, resolution)
         self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
         self.empty = self.encode([""])
 
@@ -164,6 +169,18 @@ class Model:
         return Policy(network, guidance, self.empty, self.dtype)
 
 
+def latent_shape(config: Any, scale: int, resolution: int) -> tuple[int, int, int]:
+    """Latents `(C, H, W)` of square pictures, `scale` pixels an entry; a `UserError` if the denoiser has no such size.
+
+    SD3.5-M's `sample_size` is that of 1024 pixels; the papers train and evaluate at 512.
+    """
+    side, most = resolution // scale or config.sample_size, config.pos_embed_max_size * config.patch_size
+    if resolution % (scale * config.patch_size) or side > most:
+        unit = scale * config.patch_size
+        raise UserError(f"resolution is {resolution}; expected a multiple of {unit}, at most {most * scale}")
+    return config.in_channels, side, side
+
+
 def tiny_folder() -> Path:
     """Where the embedded model lies."""
     return Path(str(files("opdbench.tiny.model")))
@@ -190,13 +207,28 @@ def locate(source: str) -> str:
     return source
 
 
+def outline(source: str) -> SD3Transformer2DModel:
+    """The denoiser without weights (on the meta device), from its configuration alone: its layers and their sizes."""
+    with _loading(source) as place:
+        config = SD3Transformer2DModel.load_config(place, subfolder="transformer")
+    with torch.device("meta"):
+        return SD3Transformer2DModel.from_config(config)
+
+
 def _load(source: str) -> StableDiffusion3Pipeline:
+    with _loading(source) as place:
+        return StableDiffusion3Pipeline.from_pretrained(place, torch_dtype=torch.float32, use_safetensors=True)
+
+
+@contextmanager
+def _loading(source: str) -> Iterator[str]:
+    """Where to load a model from; quiet libraries, and a `UserError` if it fails."""
     place = locate(source)
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        return StableDiffusion3Pipeline.from_pretrained(place, torch_dtype=torch.float32, use_safetensors=True)
+        yield place
     except (OSError, ValueError, KeyError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot load model {source!r}: {line}") from error

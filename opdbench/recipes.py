@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError, unknown
+from .presets import EACH, lay_over
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,11 +23,26 @@ else:
     import tomli as tomllib
 
 Table = dict[str, Any]
-KEYS = ("description", "base_sampler", "defaults", "stage", "extends", "keep", "student", "budget")
+KEYS = (
+    "description",
+    "base_sampler",
+    "defaults",
+    "stage",
+    "extends",
+    "keep",
+    "student",
+    "budget",
+    "resolution",
+    "judges",
+)
 
 
 def read_recipe(
-    source: Path, recipes: Mapping[str, Path], inherited: Collection[str], overrides: Sequence[str]
+    source: Path,
+    recipes: Mapping[str, Path],
+    inherited: Collection[str],
+    overrides: Sequence[str],
+    preset: Path | None = None,
 ) -> tuple[Table, list[Table]]:
     """A recipe's own keys, and its stages' tables in order.
 
@@ -35,21 +51,28 @@ def read_recipe(
         recipes: what `extends` may name besides the other files of its folder.
         inherited: keys that `[defaults]` may hold.
         overrides: `stage.key=value` or `stage.table.key=value`, value in TOML; `{task}` is left out of names.
+        preset: a file that is laid over the recipe before the overrides (`presets.py`).
     """
     others = {path.stem: path for path in source.parent.glob("*.toml")} | dict(recipes)
     raw, stages = _read(source, others, inherited)
     tables = list(stages.values())
+    if preset is not None:
+        raw, tables = lay_over(_parse(preset, "preset"), raw, stages, preset)
     for text in overrides:
         _override(raw, tables, text)
     return raw, tables
 
 
+def _parse(source: Path, kind: str) -> Table:
+    try:
+        return tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"cannot read {kind} {str(source)!r}: {error}") from error
+
+
 def _read(source: Path, others: Mapping[str, Path], inherited: Collection[str]) -> tuple[Table, dict[str, Table]]:
     """Keys of a recipe, and tables of its stages by name, with what it takes from the recipe that it extends."""
-    try:
-        raw = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"cannot read recipe {str(source)!r}: {error}") from error
+    raw = _parse(source, "recipe")
     for key in raw:
         if key not in KEYS:
             raise unknown("recipe key", key, KEYS)
@@ -104,12 +127,13 @@ def _override(raw: Table, tables: list[Table], text: str) -> None:
     names["base_sampler"] = raw.setdefault("base_sampler", {})
     if keys[0] not in names:
         raise unknown("stage", keys[0], names)
-    table = names[keys[0]]
-    for key in keys[1:-1]:
-        table = table.setdefault(key, {})
-        if not isinstance(table, dict):
-            raise UserError(f"bad override {text!r}: {key!r} is not a table")
     try:
-        table[keys[-1]] = tomllib.loads(f"value = {value.strip()}")["value"]
+        found = tomllib.loads(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
-        table[keys[-1]] = value.strip()
+        found = value.strip()
+    for table in (names[keys[0]], *names[keys[0]].get(EACH, {}).values()):
+        for key in keys[1:-1]:
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                raise UserError(f"bad override {text!r}: {key!r} is not a table")
+        table[keys[-1]] = found

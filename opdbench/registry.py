@@ -47,6 +47,20 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
+def preset(name: str) -> Path:
+    """The file of a shipped preset, or one of the user's own."""
+    folder = Path(str(files("opdbench.baselines.presets")))
+    found = {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    if name not in found and not Path(name).is_file():
+        raise unknown("preset", name, found)
+    return found.get(name, Path(name))
+
+
+def suite(judges: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """What scores each task of a recipe: its `judges`, or the embedded world's evaluators if it names none."""
+    return dict(judges) or {name: name for name in names("evaluators")}
+
+
 def recipe(method: str) -> Path:
     """The file of a shipped recipe."""
     found = recipes()

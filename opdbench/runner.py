@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import adapters
 from .adapters import Adapter
-from .config import FORMAT, Recipe, RunConfig, Stage, digest
+from .config import FORMAT, RELEASED, Recipe, RunConfig, Stage, digest
 from .console import Console
 from .core import Evaluator, Meter, Sampler
 from .errors import UserError
@@ -18,7 +18,7 @@ from .grid import save_pictures
 from .model import TINY, Model, Policy, locate
 from .record import Probe, RunRecord, StageResult, Store, read_curve, shipped
 from .registry import evaluator as make_evaluator
-from .registry import names
+from .registry import suite
 from .runtime import environment, hash_folder, read_json, write_json
 from .suite import Actor, Suite
 from .team import join
@@ -29,10 +29,10 @@ Done = tuple[Stage, Adapter]
 """A finished stage and what it made."""
 
 
-def model_hash(source: str) -> str:
-    """What identifies the weights: a hash of a folder's files, or the hub id itself."""
+def model_hash(source: str, resolution: int = 0) -> str:
+    """What identifies the weights, a hash of a folder's files or the hub id itself, and the pictures' size."""
     place = Path(locate(source))
-    return hash_folder(place) if place.is_dir() else source
+    return (hash_folder(place) if place.is_dir() else source) + (f"@{resolution}" if resolution else "")
 
 
 def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
@@ -66,6 +66,15 @@ def roles(recipe: Recipe) -> dict[str, str]:
     return {s.name: "teacher" if s.name in teachers else "student" for s in recipe.stages if s.name in shown}
 
 
+def needed(stages: Sequence[Stage], wanted: Collection[str]) -> set[str]:
+    """Names of some stages and of all that they build on."""
+    found = set(wanted)
+    for stage in reversed(stages):
+        if stage.name in found:
+            found |= {*stage.starts, *(source for _, source in stage.teachers)}
+    return found
+
+
 def scored(config: RunConfig) -> dict[str, str]:
     """Roles of the base model's successors that are evaluated; the full suite has every stage."""
     others = dict.fromkeys((stage.name for stage in config.recipe.stages), "stage")
@@ -91,9 +100,9 @@ def run_folder(out: Path, config: RunConfig, weights: str) -> Path:
 
 
 @cache
-def _loaded(source: str) -> tuple[Model, dict[str, Evaluator]]:
+def _loaded(source: str, resolution: int, judges: tuple[tuple[str, str], ...]) -> tuple[Model, dict[str, Evaluator]]:
     """The model and the suite; a process that does several jobs loads them once."""
-    return Model(source), {name: make_evaluator(name) for name in names("evaluators")}
+    return Model(source, resolution=resolution), {task: make_evaluator(name) for task, name in suite(judges).items()}
 
 
 class Runner:
@@ -102,7 +111,7 @@ class Runner:
     def __init__(self, config: RunConfig, out: Path, fresh: bool, command: str, console: Console) -> None:
         """Resolve what is there; nothing is trained yet."""
         self.config, self.console, self.command, self.team = config, console, command, join()
-        self.weights = model_hash(config.model)
+        self.weights = model_hash(config.model, config.recipe.resolution)
         self.digests = stage_digests(config, self.weights)
         self.folder = run_folder(out, config, self.weights)
         self.store = Store(self.folder) if fresh else Store(out, (shipped(),))
@@ -113,25 +122,37 @@ class Runner:
         if (self.folder / "record.json").exists():
             shutil.rmtree(self.folder)
 
+    def adopt(self, given: Mapping[str, tuple[str, Adapter]]) -> None:
+        """Keep released adapters, by task with their place, as the stages that they stand for."""
+        for stage in self.config.recipe.stages:
+            if stage.method == RELEASED and not self.store.finished_stage(self.digests[stage.name]):
+                place, adapter = given[stage.tasks[0]]
+                self._keep(stage, adapter, Meter(), place)
+
     def finished(self) -> RunRecord | None:
         """The record, if this very run is complete."""
         path = self.folder / "record.json"
         return RunRecord.load(path) if path.exists() and not self.fresh else None
 
+    def result(self) -> Path | None:
+        """File of the last stage's adapter, which diffusers' `load_lora_weights` reads too; None without stages."""
+        *_, last = (None, *self.digests.values())
+        found = self.store.finished_stage(last) if last else None
+        return found and found / "adapter.safetensors"
+
     def _load(self) -> None:
-        self.model, self.evaluators = _loaded(self.config.model)
+        self.model, self.evaluators = _loaded(
+            self.config.model, self.config.recipe.resolution, self.config.recipe.judges
+        )
         self.suite = Suite(self.model, self.evaluators, self.store, self.weights, self.config.limit, self.team)
 
     def finish(self, wanted: Collection[str]) -> dict[str, Done]:
         """Find or train some stages, and those that they build on; nothing is evaluated."""
         self._load()
-        needed = set(wanted)
-        for stage in reversed(self.config.recipe.stages):
-            if stage.name in needed:
-                needed |= {*stage.starts, *(source for _, source in stage.teachers)}
+        some = needed(self.config.recipe.stages, wanted)
         done: dict[str, Done] = {}
         for stage in self.config.recipe.stages:
-            if stage.name in needed:
+            if stage.name in some:
                 done[stage.name] = (stage, self._stage(stage, done)[0])
         return done
 
@@ -225,13 +246,20 @@ class Runner:
             self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")
         adapter = trainer.run(lambda line: self.console.progress(stage.name, line["update"], stage.updates, line))
         if self.team.leads:
-            adapter.save(folder / "adapter.safetensors")
             trainer.write_log()
-            about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.weights, "digest": name}
-            write_json(folder / "stage.json", {**about, "meter": asdict(trainer.state.meter)})
+            self._keep(stage, adapter, trainer.state.meter)
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         self.team.wait()
         return adapter, trainer.state.meter, False
+
+    def _keep(self, stage: Stage, adapter: Adapter, meter: Meter, place: str = "") -> None:
+        """Write a finished stage, `stage.json` last; `place` is where a released adapter is from."""
+        name = self.digests[stage.name]
+        folder = self.store.stage(name)
+        adapter.save(folder / "adapter.safetensors")
+        about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.weights, "digest": name}
+        source = {"place": place} if place else {}
+        write_json(folder / "stage.json", {**about, **source, "meter": asdict(meter)})
 
     def teachers(self, stage: Stage, done: Mapping[str, Done]) -> dict[str, Policy]:
         """The stage's frozen teacher of each task, with its guidance."""

@@ -12,6 +12,7 @@ from rich.console import Console as Rich
 from rich.table import Table
 from rich.text import Text
 
+from .config import RELEASED
 from .leaderboards import table as rows_of
 from .leaderboards.compare import compare
 from .leaderboards.document import Block, aggregate_block, blocks, probe_blocks, score_block
@@ -115,7 +116,8 @@ def _text(text: str, strong: bool = False) -> Text:
 def _costs(record: RunRecord) -> None:
     out = Table("stage", "forwards", "images", "seconds", "peak MiB", title=f"cost, seed {record.seed}")
     for row in rows_of.costs(record):
-        name = row["stage"] + (" (reused)" if row["reused"] else "")
+        state = RELEASED if row.get("method") == RELEASED else "reused"
+        name = row["stage"] + (f" ({state})" if row["reused"] else "")
         out.add_row(
             _text(name), f"{row['forwards']:,}", f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['peak_mib']}"
         )

@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from command import WORDS, apart, opdbench
 
 from opdbench.adapters import Adapter
@@ -62,6 +65,34 @@ def test_a_run_leaves_table_record_grid_and_rows(finished):
     assert (folder / "record.json").exists()
     assert (folder / "grid.png").stat().st_size > 10_000
     assert not list(out.rglob("*.partial"))
+
+
+def test_plain_diffusers_draws_the_students_pictures(finished):
+    """Within 0.6 of 255 grey levels: rounding to whole ones is 0.5, and 0.50005 was measured."""
+    from diffusers import StableDiffusion3Pipeline
+
+    from opdbench.core import Prompt, Sampler
+    from opdbench.evaluate import generate
+    from opdbench.model import Model, tiny_folder
+    from opdbench.walk import Noise
+
+    (place,) = (line for line in finished[1].stderr.splitlines() if line.startswith("adapter: "))
+    path, model, sampler = Path(place.removeprefix("adapter: ")), Model(), Sampler(steps=10)
+    prompts = [Prompt(f"p/{k}", text, "") for k, text in enumerate(("a photo of a red star", 'a poster with "cat"'))]
+    pairs = [(prompt, 0) for prompt in prompts]
+    ours, base = (
+        np.stack([np.asarray(image, float) for image in generate(model, model.frozen(adapter, 1.0), sampler, pairs)])
+        for adapter in (Adapter.load(path), None)
+    )
+    pipe = StableDiffusion3Pipeline.from_pretrained(tiny_folder(), torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(path.parent, weight_name=path.name)
+    noise = Noise([f"evaluation/{prompt.id}/0" for prompt in prompts], model.latent_shape).draw()
+    texts, settings = [p.text for p in prompts], {"guidance_scale": 1.0, "num_inference_steps": 10}
+    length = pipe.tokenizer_3.model_max_length
+    theirs = pipe(texts, latents=noise, max_sequence_length=length, output_type="np", **settings).images
+    assert abs(255 * theirs - ours).max() <= 0.6
+    assert abs(ours - base).max() > 10
 
 
 def test_kept_pictures_show_every_policy_and_real_failures(finished):

@@ -194,6 +194,7 @@ def test_metrics_beside_the_reward(scores: list[Score], evaluator: OCR) -> None:
 def test_content_tells_text_on_black_from_a_scene(images: list[Image.Image]) -> None:
     black = Image.new("RGB", (64, 64))
     assert content(black) == {"edges": 0.0, "black": 1.0}
+    assert content(black.resize((1, 1))) == {"edges": 0.0, "black": 1.0}
     half = Image.new("RGB", (64, 64), "white")
     half.paste(black.crop((0, 0, 32, 64)), (0, 0))
     assert content(half) == {"edges": pytest.approx(1 / 63), "black": 0.5}

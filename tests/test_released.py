@@ -6,11 +6,15 @@ import json
 
 import pytest
 import torch
+from command import opdbench
 from safetensors.torch import save_file
 
 from opdbench import adapters, released
 from opdbench.adapters import ATTENTION, Adapter, Lora
+from opdbench.budget import plan
 from opdbench.errors import UserError
+from opdbench.record import RunRecord
+from opdbench.registry import recipe
 
 LORA = Lora(4, 8, ATTENTION)
 
@@ -24,9 +28,13 @@ def adapter(model):
 
 @pytest.fixture
 def peft_folder(adapter, tmp_path):
-    folder = tmp_path / "OCRTeacher" / "lora"
+    return write(tmp_path / "OCRTeacher" / "lora", adapter)
+
+
+def write(folder, adapter, scale=1.0):
+    """PEFT's layout."""
     folder.mkdir(parents=True)
-    tensors = {released.PEFT_PREFIX + k: t for k, t in adapter.tensors.items()}
+    tensors = {released.PEFT_PREFIX + k: scale * t for k, t in adapter.tensors.items()}
     save_file(tensors, folder / released.WEIGHTS)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": list(ATTENTION), "use_dora": False, "rank_pattern": {}}
     (folder / released.CONFIG).write_text(json.dumps(settings))
@@ -48,7 +56,7 @@ def test_peft_itself_writes_what_is_read(model, adapter, tmp_path):
     adapters.set_peft_model_state_dict(network, {released.PEFT_PREFIX + k: t for k, t in adapter.tensors.items()})
     network.save_pretrained(tmp_path)
     found = released.fetch(str(tmp_path))
-    assert found.lora == Lora(4, 8, tuple(sorted(ATTENTION)))
+    assert found.lora == LORA
     assert all(torch.equal(found.tensors[k], t) for k, t in adapter.tensors.items())
 
 
@@ -110,3 +118,71 @@ def test_offline_the_hub_is_one_clear_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="cannot fetch the adapter 'nobody/nothing/OCRTeacher/lora'"):
         released.fetch("nobody/nothing/OCRTeacher/lora")
+
+
+SHORT = ["--limit", "1", *(word for key in ("start.updates=1", "start.prompts=3", "student.updates=1",
+         "student.prompts=2", "base_sampler.steps=1", "student.eval_sampler.steps=1", "teacher.eval_sampler.steps=1",
+         "student.sampler.steps=2", "start.sampler.steps=1") for word in ("--set", key))]  # fmt: skip
+
+
+def test_a_run_takes_a_release_in_place_of_its_teachers(adapter, tmp_path):
+    for k, folder in enumerate(dict.fromkeys(released.FOLDERS.values())):
+        write(tmp_path / "release" / folder, adapter, 0.1 * (k + 1))
+    args = ["run", *SHORT, "--out", tmp_path / "runs", "--teachers"]
+    done = opdbench(*args, tmp_path / "release", "--jobs", "1", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").glob("opd+released-*")
+    record = RunRecord.load(folder)
+    assert [(s.name, s.method, s.reused, s.meter.total() > 0) for s in record.stages] == [
+        ("start", "opd", False, True), ("teacher-ocr", "released", True, False),
+        ("teacher-geneval", "released", True, False), ("student", "opd", False, True),
+    ]  # fmt: skip
+    assert {p.name for p in record.policies} == {"base", "teacher-ocr", "teacher-geneval", "student"}
+    about = json.loads((tmp_path / "runs" / "stages" / record.stages[1].digest / "stage.json").read_text())
+    assert about["place"] == str(tmp_path / "release" / "OCRTeacher" / "lora")
+    kept = adapters.Adapter.load(tmp_path / "runs" / "stages" / record.stages[1].digest / "adapter.safetensors")
+    assert kept.digest() == released.fetch(about["place"]).digest()
+    # The weights count, not where they are.
+    (tmp_path / "release").rename(tmp_path / "moved")
+    places = {task: tmp_path / "moved" / folder for task, folder in released.FOLDERS.items()}
+    two = [f"ocr={places['ocr']}", "--teachers", f"geneval={places['geneval']}"]
+    assert "is finished" in opdbench(*args, *two).stderr
+    rewrite(places["geneval"], lambda tensors: tensors.update({k: 2 * t for k, t in tensors.items()}))
+    lines = opdbench(*args, *two, "--dry-run").stdout.splitlines()
+    assert [line.split()[-1] for line in lines[:4]] == ["finished", "released", "released", "train"]
+    assert [one.digest in line for one, line in zip(record.stages, lines, strict=False)] == [True, True, False, False]
+
+
+def test_stages_that_only_a_replaced_teacher_needs_are_left_out(adapter):
+    def stages(name, *tasks):
+        found = released.replace_teachers(plan(recipe(name), ("ocr", "geneval")), dict.fromkeys(tasks, ("x", adapter)))
+        return [(stage.name, stage.method) for stage in found.stages]
+
+    teachers = [("teacher-ocr", "released"), ("teacher-geneval", "released")]
+    assert stages("teachers", "ocr", "geneval") == teachers
+    assert stages("merge", "ocr", "geneval") == [*teachers, ("student", "merge")]
+    assert stages("teachers", "ocr") == [("start", "opd"), teachers[0], ("teacher-geneval", "nft")]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--teachers", "orc=x"], "expected task=place with one of the tasks ocr, geneval"),
+        (["--teachers", "ocr="], "expected task=place"),
+        (["--teachers", "ocr=a", "--teachers", "b"], "has its adapter already"),
+        (["--teachers", "{}"], "/OCRTeacher/lora/OCRTeacher/lora'; expected a file, a folder, or owner/name"),
+        (["--method", "cascade-rl", "--teachers", "ocr={}"], "'cascade-rl' trains no teacher of 'ocr'"),
+        (["--teachers", "ocr={}", "--tasks", "ocr", "--method", "opd,base"], "'base' trains no teacher"),
+    ],
+)
+def test_bad_places_are_one_clear_line(args, message, peft_folder, tmp_path):
+    done = opdbench("run", *(a.format(peft_folder) for a in args), "--out", tmp_path / "runs")
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+    assert message in done.stderr
+
+
+def test_an_incomplete_release_is_refused_by_name(peft_folder, tmp_path):
+    rewrite(peft_folder, lambda tensors: tensors.pop(next(name for name in tensors if "lora_B" in name)))
+    done = opdbench("run", "--teachers", f"ocr={peft_folder}", "--out", tmp_path / "runs")
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+    assert f"adapter {str(peft_folder)!r} lacks the tensor" in done.stderr

@@ -23,7 +23,7 @@ SHAPE = (2, 3, 3)
 class _Plain:
     """Policies with a velocity of -x plus a constant, their `adapter`."""
 
-    latent_shape, device, dtype = SHAPE, "cpu", torch.float32
+    latent_shape, device, dtype, resolution = SHAPE, "cpu", torch.float32, 0
 
     def sigmas(self, steps):
         return SIGMAS
