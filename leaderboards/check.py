@@ -62,10 +62,7 @@ def record(runs: Sequence[Run], path: Path, environment: Mapping[str, str]) -> R
     references.refuse(runs, environment)
     expected = references.expect(runs)
     with TemporaryDirectory() as place:
-        one, two = (
-            repeat.figures(repeat.short_run(Path(place) / threads, {"OMP_NUM_THREADS": threads})) for threads in "12"
-        )
-    made = Reference(environment, one, repeat.tolerances(one, two), expected)
+        made = Reference(environment, *repeat.measure(Path(place)), expected)
     made.save(path)
     return made
 

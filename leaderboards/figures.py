@@ -13,7 +13,7 @@ from opdbench.leaderboards.charts import Chart, Line, Names, Point, draw
 from opdbench.leaderboards.compare import Comparison, Entry, Figure, seeds_figure
 from opdbench.leaderboards.document import short
 from opdbench.leaderboards.runs import Group, Run, cell_of
-from opdbench.record import PolicyResult, Store, read_rows, shipped
+from opdbench.record import RunRecord, Store, read_rows, shipped
 from opdbench.stats import over_seeds
 
 BINS = 60
@@ -108,14 +108,35 @@ class Change:
     depth: float
 
 
-def changes(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, tuple[str, ...], list[Change]]]:
-    """The forgetting matrix: policy, its methods, and its change on every task; shared teachers once, at the end."""
+Changes = list[tuple[str, tuple[str, ...], list[Change]]]
+"""Policy, the methods that it is of, and its change on every task."""
+
+
+def changes(groups: Sequence[Group], tasks: Sequence[str]) -> Changes:
+    """The forgetting matrix of all results, then of the teachers, shared ones once."""
+    named = [
+        (p.name, group) for role in ("student", "teacher") for group in groups for p in group.runs[0].record.policies
+        if p.role == role
+    ]  # fmt: skip
+    return _changes(named, tasks)
+
+
+def journeys(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, Changes]]:
+    """The same stage by stage, for each method of which the full suite measured that: what a later stage forgets."""
+    found = []
+    for group in groups:
+        record = group.runs[0].record
+        if any(probe.kind == "stage" for probe in record.probes):
+            known = {name for name, _ in _values(record)}
+            found.append((group.label, _changes([(s.name, group) for s in record.stages if s.name in known], tasks)))
+    return found
+
+
+def _changes(named: Sequence[tuple[str, Group]], tasks: Sequence[str]) -> Changes:
     owners: dict[tuple[str, tuple[tuple[bool, Figure], ...]], tuple[str, ...]] = {}
-    for role in ("student", "teacher"):
-        for group in groups:
-            for policy in (p for p in group.runs[0].record.policies if p.role == role):
-                key = policy.name, tuple(_change(group, policy, task) for task in tasks)
-                owners[key] = (*owners.get(key, ()), group.label)
+    for name, group in named:
+        key = name, tuple(_change(group, name, task) for task in tasks)
+        owners[key] = (*owners.get(key, ()), group.label)
     most = [max((abs(row[k][1].value or 0.0) for _, row in owners), default=0.0) or 1.0 for k in range(len(tasks))]
     return [
         (
@@ -130,17 +151,26 @@ def changes(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, tu
     ]
 
 
-def _change(group: Group, policy: PolicyResult, task: str) -> tuple[bool, Figure]:
+def _values(record: RunRecord) -> dict[tuple[str, str], float]:
+    """Scores by policy and task; of stages without a policy of their own, the full suite's."""
+    stages = {(p.policy, p.task): p.estimate.value for p in record.probes if p.kind == "stage"}
+    policies = {(p.name, c.task): c.estimate.value for p in record.policies for c in p.cells}
+    return {key: value for key, value in (stages | policies).items() if value is not None}
+
+
+def _change(group: Group, name: str, task: str) -> tuple[bool, Figure]:
+    """Whether a policy or stage was trained on a task, and its change on it."""
+    first = group.runs[0].record
+    base = next((p for p in first.policies if p.role == "base"), None)
+    cell = cell_of(base, task) if base else None
+    if base is None or cell is None:
+        return False, Figure(None)
     gaps: list[float | None] = []
-    for run in group.runs:
-        base = next((cell_of(p, task) for p in run.record.policies if p.role == "base"), None)
-        own = next((cell_of(p, task) for p in run.record.policies if p.name == policy.name), None)
-        if base is None or own is None or base.estimate.value is None or own.estimate.value is None:
-            continue
-        gap = own.estimate.value - base.estimate.value
-        gaps.append(gap if own.higher_is_better else -gap)
-    cell = cell_of(policy, task)
-    return cell is not None and cell.trained, seeds_figure(gaps)
+    for values in (_values(run.record) for run in group.runs):
+        if (base.name, task) in values and (name, task) in values:
+            gap = values[name, task] - values[base.name, task]
+            gaps.append(gap if cell.higher_is_better else -gap)
+    return any(s.name == name and task in s.tasks for s in first.stages), seeds_figure(gaps)
 
 
 @dataclass(frozen=True)

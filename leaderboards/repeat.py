@@ -7,7 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from opdbench.errors import UserError
@@ -28,6 +28,13 @@ COMMAND = (
     *(word for stage, table in SHORT.items() for k, v in table.items() for word in ("--set", f"{stage}.{k}={v}")),
 )
 """Every stage of the main job, with a handful of test pictures. Not seed 0: a fault that ignores seeds would pass."""
+KERNELS: Sequence[Mapping[str, str]] = (
+    {},
+    {"OMP_NUM_THREADS": "2"},
+    {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+)
+"""Environments in which the tiny command adds its sums in other orders: more threads, and older CPUs' instructions."""
 MARGIN = 10.0
 FLOOR = 1e-6
 NAMED = 3
@@ -78,16 +85,26 @@ def figures(run: Run) -> dict[str, float]:
     return found
 
 
-def tolerances(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
-    """Relative tolerance of each kind of figure: ten times the largest difference between two equal runs.
+def measure(place: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures of the tiny command, and their tolerances from the same command on other kernels.
 
-    The runs are those with one and with two threads, whose sums are added up in another order.
+    Args:
+        place: an empty folder.
     """
+    first, *others = (
+        figures(short_run(place / str(k), {"OMP_NUM_THREADS": "1", **kernels})) for k, kernels in enumerate(KERNELS)
+    )
+    return first, tolerances(first, others)
+
+
+def tolerances(first: Mapping[str, float], others: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Relative tolerance of each kind of figure: ten times the largest difference of equal runs from the first."""
     found: dict[str, float] = {}
-    for name, value in first.items():
-        kind = name.rpartition(" ")[2]
-        apart = abs(value - second[name]) / max(abs(value), FLOOR)
-        found[kind] = max(found.get(kind, FLOOR), MARGIN * apart)
+    for second in others:
+        for name, value in first.items():
+            kind = name.rpartition(" ")[2]
+            apart = abs(value - second[name]) / max(abs(value), FLOOR)
+            found[kind] = max(found.get(kind, FLOOR), MARGIN * apart)
     return found
 
 

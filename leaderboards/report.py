@@ -26,6 +26,8 @@ from opdbench.leaderboards.runs import Group, Run, group_runs
 from opdbench.runtime import write_text
 
 COLOURS = 8
+SHOWN = ("Scores", "Teacher-normalised scores and forgetting")
+"""Tables of the comparison that the page has in another form."""
 T = TypeVar("T")
 Facts = tuple[tuple[str, str], ...]
 
@@ -73,11 +75,12 @@ def page(runs: Sequence[Run], variance: Sequence[tuple[str, str]] = ()) -> str:
             frontiers=figures.frontiers(comparison, slots),
             curves=figures.learning_curves(groups, slots),
             changes=figures.changes(groups, comparison.tasks),
+            journeys=figures.journeys(groups, comparison.tasks),
             strata=figures.strata(groups, slots),
             pictures=album(groups, failures=False),
             failures=album(groups, failures=True),
             variance=variance,
-            tables=[block for block in blocks(comparison) if block.title.startswith(("Pairs", "Cost"))],
+            tables=[block for block in blocks(comparison) if block.title not in SHOWN],
             chart=charts,
             style=Markup(text["css"]),
             script=Markup(text["js"]),

@@ -113,9 +113,10 @@ def timed(jobs: Mapping[str, Callable[[], object]], repeats: int, sync: Callable
     return {name: median(times) for name, times in found.items()}
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, sync: Callable[[], None]) -> float:
-    """FLOP/s of the best of ten products of large square matrices."""
-    size = 8192 if device.type == "cuda" else 2048
+def matmul_peak(device: torch.device, dtype: torch.dtype, sync: Callable[[], None], threads: int) -> float:
+    """FLOP/s of the best of ten products of large square matrices; on a CPU by so many threads."""
+    size, before = 8192 if device.type == "cuda" else 2048, torch.get_num_threads()
+    torch.set_num_threads(threads)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
@@ -124,6 +125,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, sync: Callable[[], Non
         a @ b
         sync()
         best = min(best, time.perf_counter() - start)
+    torch.set_num_threads(before)
     return 2 * size**3 / best
 
 
@@ -133,9 +135,9 @@ def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repea
     The teachers are copies of the base model: what they have learnt changes no cost.
 
     Returns:
-        Figures by name: `..._over_...` are ratios of seconds, `flops_utilisation_...` shares of
-        `matmul_peak_tflops`, `images_per_second` of walking and decoding with folded weights,
-        `scored_per_second[task]` of each evaluator.
+        Figures by name: `..._over_...` are ratios of seconds, `flops_utilisation_...` shares of the peak of
+        as many threads, which is `matmul_peak_tflops` for an update, `images_per_second` of walking and
+        decoding with folded weights, `scored_per_second[task]` of each evaluator.
     """
     sync = torch.cuda.synchronize if model.device.type == "cuda" else _nothing
     frozen = Adapter({}, Lora(stage.rank, stage.alpha, stage.targets or ATTENTION))
@@ -159,13 +161,15 @@ def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repea
         score = partial(evaluators[task].score, [images[k] for k in found], [prompts[k] for k in found])
         jobs[task] = score
     seconds = timed(jobs, repeats, sync)
-    peak = matmul_peak(model.device, model.dtype, sync)
+    threads = torch.get_num_threads()
+    # On a CPU, an update's walk goes on in a second thread while a loss is back-propagated.
+    alone, peak = (matmul_peak(model.device, model.dtype, sync, n * threads) for n in (1, 2))
     return {
         "two_pass_over_fused": seconds["two_pass"] / seconds["fused"],
         "default_two_pass_over_update": seconds["default"] / seconds["update"],
         "matmul_peak_tflops": peak / 1e12,
-        "flops_utilisation_rollout": flops(jobs["rollout"]) / seconds["rollout"] / peak,
-        "flops_utilisation_update": flops(jobs["update"]) / seconds["update"] / peak,
+        "flops_utilisation_rollout": flops(jobs["rollout"]) / seconds["rollout"] / alone,
+        "flops_utilisation_update": flops(jobs["fused"]) / seconds["update"] / peak,
         "updates_per_second": 1 / seconds["update"],
         "images_per_second": len(images) / seconds["pictures"],
         **{f"scored_per_second[{task}]": len(found) / seconds[task] for task, found in rows.items()},
@@ -175,7 +179,7 @@ def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repea
 
 def flops(job: Callable[[], object]) -> float:
     """Floating-point operations of the matrix products of a job, two a multiply-add."""
-    with FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         job()
     return float(counter.get_total_flops())
 

@@ -223,7 +223,9 @@ def main() -> NoReturn:
     try:
         app()
     except UserError as error:
-        print(f"opdbench: {error}", file=sys.stderr)
+        from .leaderboards.formats import visible
+
+        print(f"opdbench: {visible(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except (ImportError, RuntimeError):
         if not (trouble := broken_torchvision()):

@@ -43,6 +43,8 @@ class Stage:
         lr, weight_decay, clip, ema: optimizer settings; `ema` is the decay of the weight average.
         anneal: whether the learning rate falls linearly to zero.
         rank, alpha, targets: shape of the adapter.
+        checkpointing: whether the student keeps its blocks' inputs alone for the backward, and walks them again there.
+        compiled: whether student and teachers go through `torch.compile`: a start of minutes, then faster updates.
         options: fields of the method.
     """
 
@@ -65,6 +67,8 @@ class Stage:
     rank: int = 32
     alpha: int = 64
     targets: tuple[str, ...] = ()
+    checkpointing: bool = False
+    compiled: bool = False
     rewards: tuple[tuple[str, float], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 

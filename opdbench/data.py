@@ -79,7 +79,8 @@ SETS: Mapping[str, PromptSet] = {
     ),
     "ocr-train": PromptSet("yifan123/flow_grpo", "ac4c86e", "dataset/ocr/train.txt", "", 1, "MIT (the repository's)"),
     "pickapic-train": PromptSet(
-        "yifan123/flow_grpo", "ac4c86e", "dataset/pickscore/train.txt", "", 1, "Pick-a-Pic v1 captions; some NSFW",
+        "yifan123/flow_grpo", "ac4c86e", "dataset/pickscore/train.txt",
+        "2f425adcbb9a6d0feee7c6c448e1cb83a1f71deca9434b803907e2578eca837f", 1, "Pick-a-Pic v1 captions; some NSFW",
     ),
 }  # fmt: skip
 

@@ -83,7 +83,7 @@ def run_all(
         for job in found.values():
             job.work(job.console)
     else:
-        (backend or _here)(list(found.values()), jobs)
+        (backend or here)(list(found.values()), jobs)
     runs = [Run(RunRecord.load(runner.folder), runner.folder) for runner in runners]
     for runner in runners:
         runner.console.note(f"record: {runner.folder / 'record.json'}\npictures: {runner.folder / 'grid.png'}")
@@ -92,7 +92,7 @@ def run_all(
     return runs
 
 
-def _here(jobs: Sequence[Job], most: int | None) -> None:
+def here(jobs: Sequence[Job], most: int | None) -> None:
     """By processes of this machine: two on a CPU that has them, and one on a GPU."""
     run_jobs(jobs, most or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 import torch
@@ -47,8 +48,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def rows_by_task(self) -> dict[str, Tensor]:
+    def rows_by_task(self) -> Mapping[str, Tensor]:
         """Row numbers of each task's pictures."""
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> Mapping[str, Tensor]:
         rows: dict[str, list[int]] = {}
         for row, prompt in enumerate(self.prompts):
             rows.setdefault(prompt.task, []).append(row)

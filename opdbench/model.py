@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from .walk import Velocity
 TINY = "tiny"
 MAX_TEXT = 128
 """Tokens of T5 that the official code uses; fewer where the tokenizer says so."""
+ENCODED_BYTES = 2**30
+"""Encoded prompts that are kept: 600 of SD3.5, where one takes 1.7 MB; all of the tiny model."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Policy:
     guidance: float
     empty: Condition
     dtype: torch.dtype
+    adapter: str = ""
+    """Digest of the adapter that is folded in, if there is one."""
 
     @property
     def passes(self) -> int:
@@ -65,14 +70,17 @@ class Policy:
             t: time in [0, 1], one for all or `(B,)`.
             condition: encoded prompts of the `B` pictures.
         """
-        times = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(len(x))
+        # A number is filled in on the device, since a copy from the host would wait for it.
+        each = t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float32, device=x.device)
+        times = each.float().expand(len(x))
         states, pooled = condition.states, condition.pooled
         if self.passes == 2:
             empty = self.empty
             x, times = torch.cat([x, x]), torch.cat([times, times])
             states = torch.cat([empty.states.expand_as(states), states])
             pooled = torch.cat([empty.pooled.expand_as(pooled), pooled])
-        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        mixed = nullcontext() if self.dtype == torch.float32 else torch.autocast(x.device.type, self.dtype)
+        with mixed:
             out = self.network(
                 hidden_states=x,
                 timestep=1000 * times,
@@ -84,6 +92,10 @@ class Policy:
             return out
         without, with_text = out.chunk(2)
         return without + self.guidance * (with_text - without)
+
+    def save_memory(self) -> None:
+        """Keep only the blocks' inputs for the backward, and walk each block again there: one forward more."""
+        self.network.enable_gradient_checkpointing()
 
     def at(self, condition: Condition) -> Velocity:
         """The velocity field for fixed prompts, as `walk` wants it."""
@@ -115,8 +127,9 @@ class Model:
             encoder.to(self.device).requires_grad_(False).eval()
         self.resolution = resolution
         self.latent_shape = latent_shape(self.base.config, pipe.vae_scale_factor, resolution)
-        self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
-        self.empty = self.encode([""])
+        self.empty = Condition(*self._encode(""))
+        size = sum(t.nbytes for t in (self.empty.states, self.empty.pooled))
+        self._encoded = lru_cache(max(1, ENCODED_BYTES // size))(self._encode)
 
     def sigmas(self, steps: int) -> list[float]:
         """The scheduler's times 1 = t_0 > ... > t_N = 0."""
@@ -124,23 +137,22 @@ class Model:
         scheduler.set_timesteps(steps)
         return [float(s) for s in scheduler.sigmas]
 
-    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Condition:
-        """Encode prompts; each text is encoded once, alone, so that batching changes nothing."""
-        length = min(self._pipe.tokenizer_3.model_max_length, MAX_TEXT)
-        for text in texts:
-            if text not in self._encoded:
-                states, _, pooled, _ = self._pipe.encode_prompt(
-                    prompt=text,
-                    prompt_2=None,
-                    prompt_3=None,
-                    device=self.device,
-                    do_classifier_free_guidance=False,
-                    max_sequence_length=length,
-                )
-                self._encoded[text] = (states.to(self.dtype), pooled.to(self.dtype))
-        found = [self._encoded[text] for text in texts]
+        """Encode prompts; each text is encoded alone, so that batching changes nothing, and the latest are kept."""
+        found = [self._encoded(text) for text in texts]
         return Condition(torch.cat([s for s, _ in found]), torch.cat([p for _, p in found]))
+
+    @torch.no_grad()
+    def _encode(self, text: str) -> tuple[Tensor, Tensor]:
+        states, _, pooled, _ = self._pipe.encode_prompt(
+            prompt=text,
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=min(self._pipe.tokenizer_3.model_max_length, MAX_TEXT),
+        )
+        return states.to(self.dtype), pooled.to(self.dtype)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -156,7 +168,7 @@ class Model:
             return Policy(self.base, guidance, self.empty, self.dtype)
         network = copy.deepcopy(self.base)
         adapters.fold(network, self.base, adapter)
-        return Policy(network, guidance, self.empty, self.dtype)
+        return Policy(network, guidance, self.empty, self.dtype, adapter.digest())
 
     def student(self, lora: Lora, guidance: float, seed: int, start: Adapter | None = None) -> Policy:
         """A trainable policy: a copy of the denoiser with a fresh adapter, or with `start`'s."""

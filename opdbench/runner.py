@@ -246,7 +246,6 @@ class Runner:
             self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")
         adapter = trainer.run(lambda line: self.console.progress(stage.name, line["update"], stage.updates, line))
         if self.team.leads:
-            trainer.write_log()
             self._keep(stage, adapter, trainer.state.meter)
             (folder / "checkpoint.safetensors").unlink(missing_ok=True)
         self.team.wait()

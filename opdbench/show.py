@@ -47,7 +47,7 @@ def print_comparison(runs: Sequence[Run], against: str | None, format_: str) -> 
         return
     if format_ == "csv":
         pairs = [pair for column in comparison.columns for pair in column.pairs]
-        tables = {"score": comparison.scores, "method": comparison.entries, "pair": pairs}
+        tables = {"score": comparison.scores, "method": comparison.entries, "pair": pairs, "probe": comparison.probes}
         sys.stdout.write(as_csv(tables | {"published": printed(table) if table else []}))
         return
     shown = blocks(comparison) + (published_blocks(table, comparison, runs) if table else [])

@@ -26,7 +26,7 @@ from .flow import transitions
 from .methods import Actors, Batch, Method
 from .model import Model, Policy
 from .registry import load
-from .runtime import peak_mib, write_text
+from .runtime import peak_mib, write_bytes
 from .team import ALONE, Team
 from .walk import Noise
 
@@ -37,13 +37,19 @@ Report = Callable[[Mapping[str, Any]], None]
 
 @dataclass
 class State:
-    """What lasts between updates, and is in every checkpoint."""
+    """What lasts between updates, and is in every checkpoint.
+
+    Attributes:
+        update: updates done.
+        meter: their cost.
+        average: the adapter's average over updates.
+        old: the adapter of the policy that rolls out; empty where that is the student.
+    """
 
     update: int
     meter: Meter
     average: dict[str, Tensor]
     old: dict[str, Tensor]
-    log: list[dict[str, Any]]
 
 
 def pick_prompts(pool: Sequence[Prompt], key: str, first: int, count: int) -> list[Prompt]:
@@ -106,14 +112,23 @@ class Trainer:
             raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts are too few for {team.size} processes")
         guidance = stage.sampler.guidance
         self.student = model.student(self.lora, guidance, seed, start)
+        if stage.checkpointing:
+            self.student.save_memory()
         self.parameters = adapters.trainable(self.student.network)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=stage.lr, weight_decay=stage.weight_decay, betas=(0.9, 0.999)
         )
         fresh = adapters.read(self.student.network)
-        self.state = State(0, Meter(), fresh, dict(fresh), [])
+        self.state = State(0, Meter(), fresh, dict(fresh) if self.method.needs_old else {})
+        self.lines: list[str] = []
+        self.built_on = {f"teacher/{task}": policy.adapter for task, policy in teachers.items()}
+        self.built_on |= {"start": start.digest()} if start else {}
         self._resume()
         old = model.frozen(Adapter(self.state.old, self.lora), guidance) if self.method.needs_old else None
+        for policy in (self.student, old, *teachers.values()) if stage.compiled else ():
+            # The base model is shared with whatever else goes on in this process.
+            if policy is not None and policy.network is not model.base:
+                policy.network.compile()
         self.actors = Actors(
             model=model,
             student=self.student,
@@ -139,9 +154,9 @@ class Trainer:
             meter.seconds, last = meter.seconds + now - last, now
             meter.peak_mib = max(meter.peak_mib, peak_mib(self.model.device.type))
             line |= {"forwards": meter.total(), "seconds": round(meter.seconds, 3)}
-            self.state.log.append(line)
             self.state.update = update + 1
             if self.team.leads:
+                self.lines.append(json.dumps(line) + "\n")
                 report(line)
             if (update + 1) % CHECKPOINT_EVERY == 0 or update + 1 == self.stage.updates:
                 self._save()
@@ -210,7 +225,7 @@ class Trainer:
             adapters.fold(self.actors.old.network, self.model.base, Adapter(self.state.old, self.lora))
 
     def _save(self) -> None:
-        """One file with everything that the next update needs, written whole or not at all."""
+        """One file with everything that the next update needs, whole or not at all; before it, the log's new lines."""
         if not self.team.leads:
             return
         tensors = {f"average/{k}": v for k, v in self.state.average.items()}
@@ -219,9 +234,12 @@ class Trainer:
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().clone()
-        about = {"update": self.state.update, "meter": asdict(self.state.meter), "log": self.state.log}
+        about = {"update": self.state.update, "meter": asdict(self.state.meter), "built_on": self.built_on}
         partial = self.folder / "checkpoint.partial"
         try:
+            with self._log.open("a", encoding="utf-8") as log:
+                log.writelines(self.lines)
+            self.lines.clear()
             save_file(tensors, partial, metadata={"state": json.dumps(about)})
             partial.replace(self.folder / "checkpoint.safetensors")
         except OSError as error:
@@ -230,6 +248,7 @@ class Trainer:
     def _resume(self) -> None:
         path = self.folder / "checkpoint.safetensors"
         if not path.exists():
+            self._cut_log(0)
             return
         try:
             with safe_open(path, framework="pt") as file:
@@ -237,6 +256,9 @@ class Trainer:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise UserError(f"cannot read checkpoint {str(path)!r}: {error}; delete it and run again") from error
+        if about.get("built_on") != self.built_on:
+            other = f"was built on {about.get('built_on')}; here are {self.built_on}"
+            raise UserError(f"checkpoint {str(path)!r} {other}; delete it and run again")
         part = {kind: _under(kind, tensors) for kind in ("average", "old", "student")}
         adapters.write(self.student.network, part["student"])
         for name, parameter in self.parameters.items():
@@ -244,12 +266,22 @@ class Trainer:
             self.optimizer.state[parameter] = {
                 k: tensors[f"optimizer/{k}/{name}"].to(parameter.device if k != "step" else "cpu") for k in kinds
             }
-        meter = Meter(**about["meter"])
-        self.state = State(about["update"], meter, part["average"], part["old"], about["log"])
+        self.state = State(about["update"], Meter(**about["meter"]), part["average"], part["old"])
+        self._cut_log(self.state.update)
 
-    def write_log(self) -> None:
-        """The learning curve, one JSON line an update."""
-        write_text(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.state.log))
+    @property
+    def _log(self) -> Path:
+        """The learning curve, one JSON line an update; it grows with the checkpoints."""
+        return self.folder / "log.jsonl"
+
+    def _cut_log(self, updates: int) -> None:
+        """Drop the lines of updates that will be done again, whole or torn."""
+        lines = self._log.read_bytes().splitlines(keepends=True) if self._log.exists() else []
+        if len(lines) < updates:
+            where = f"expected the {updates} of the checkpoint; delete {str(self.folder)!r} and run again"
+            raise UserError(f"log {str(self._log)!r} has {len(lines)} lines; {where}")
+        if self.team.leads and len(lines) > updates:
+            write_bytes(self._log, b"".join(lines[:updates]))
 
 
 def _under(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

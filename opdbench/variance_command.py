@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -13,9 +16,11 @@ from .errors import UserError, unknown
 
 if TYPE_CHECKING:
     from .config import Stage
+    from .console import Console
+    from .launch import Spec
     from .runner import Done, Runner
     from .variance import Subject
-    from .variance_record import Setting, VarianceRecord
+    from .variance_record import Row, Scene, Setting, VarianceRecord
 
 Value = TypeVar("Value", int, float)
 
@@ -35,6 +40,7 @@ def variance(
     set_: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value; may be repeated")] = None,
     config: Annotated[Path | None, typer.Option(help="a recipe file instead of --method")] = None,
     out: Annotated[Path, typer.Option("--out", help="folder of the runs")] = Path("runs"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes; 2 on a CPU and 1 on a GPU if absent")] = None,
     format_: Annotated[Literal["table", "json"], typer.Option("--format", help="table or json")] = "table",
 ) -> None:
     """Measure bias and variance of the distillation gradient's estimators; lists are swept over."""
@@ -59,17 +65,16 @@ def variance(
     )
     _check_samplers(grid)
     check_writable(out)
-    from .console import make_console
     from .figures import write_curves
     from .leaderboards.curves import curve_block, read_curves
     from .leaderboards.runs import load_runs
     from .leaderboards.variance import variance_blocks
-    from .runner import Runner
     from .show import print_blocks, print_json
-    from .variance_record import flat
+    from .variance_record import VarianceRecord, flat
 
-    runner = Runner(RunConfig(plan, wanted, model, seed), out, False, command_line(), make_console())
-    record, folder = study(runner, grid, redraws // 4, pathwise, out)
+    spec = (RunConfig(plan, wanted, model, seed), out, False, command_line())
+    runner, folder = run_study(spec, grid, redraws // 4, pathwise, jobs)
+    record = VarianceRecord.load(folder)
     runner.console.note(f"record: {folder / 'variance.json'}, figures beside it")
     curves = read_curves(load_runs(sorted(path.parent for path in out.glob("*/record.json"))))
     if curves:
@@ -84,48 +89,99 @@ Point = tuple[str, str, int, float, int, str]
 """Student, sampler, steps, noise level, side of the latent (0 is the model's own), task."""
 
 
-def study(runner: Runner, grid: Sequence[Point], draws: int, pathwise: bool, out: Path) -> tuple[VarianceRecord, Path]:
-    """The record of a grid of settings and its folder; a finished one is found.
+@dataclass(frozen=True)
+class Study:
+    """A grid of settings, each measured by a job of its own whose record lies in `settings` until all are there.
 
-    Args:
-        runner: of the recipe, for its stages.
+    Attributes:
+        spec: what makes the recipe's runner.
+        digest: of the study.
+        stages: digests of the stages that it uses.
         grid: settings.
         draws: groups of pictures.
         pathwise: measure the gradient through the sampler too.
-        out: folder of the runs.
+        folder: of the study's record.
+    """
+
+    spec: Spec
+    digest: str
+    stages: Mapping[str, str]
+    grid: Sequence[Point]
+    draws: int
+    pathwise: bool
+    folder: Path
+
+    def part(self, k: int) -> Path:
+        """Folder of a setting's record."""
+        return self.folder / "settings" / str(k)
+
+    def measure(self, k: int, console: Console) -> None:
+        """Measure one setting; its stages are finished."""
+        from .runner import Runner
+        from .variance import measure
+        from .variance_record import FILE
+
+        runner = Runner(*self.spec, console)
+        done = runner.finish(self.stages)
+        scene, rows = measure(place(runner, done, self.grid[k]), self.draws, self.pathwise)
+        self.record(runner, [scene], rows).save(self.part(k))
+        ready = sum((self.part(other) / FILE).exists() for other in range(len(self.grid)))
+        console.progress("measure", ready, len(self.grid), {})
+
+    def record(self, runner: Runner, scenes: Sequence[Scene], rows: Sequence[Row]) -> VarianceRecord:
+        """A record of some settings."""
+        from .runtime import environment
+        from .variance_record import VarianceRecord
+
+        config = runner.config
+        source = {"source": config.model, "hash": runner.weights}
+        return VarianceRecord(
+            self.digest, config.recipe.name, config.seed, source, self.stages,
+            tuple(scenes), tuple(rows), environment(), runner.command,
+        )  # fmt: skip
+
+
+def run_study(spec: Spec, grid: Sequence[Point], draws: int, pathwise: bool, jobs: int | None) -> tuple[Runner, Path]:
+    """Measure a grid of settings, write its record and figures; a finished one, and finished settings, are found.
+
+    Args:
+        spec: what makes the recipe's runner.
+        grid: settings.
+        draws: groups of pictures.
+        pathwise: measure the gradient through the sampler too.
+        jobs: processes; None as for runs.
     """
     from .config import digest
+    from .console import make_console
     from .figures import write_figures
-    from .runtime import environment
-    from .variance import measure
+    from .jobs import Job
+    from .launch import here
+    from .runner import Runner
     from .variance_record import FILE, SCHEMA, VarianceRecord
 
-    last = runner.config.recipe.stages[-1]
-    used = {name: runner.digests[name] for name in _needed(last, grid)}
+    runner = Runner(*spec, make_console())
+    used = {name: runner.digests[name] for name in _needed(runner.config.recipe.stages[-1], grid)}
     one = digest([SCHEMA, used, grid, draws, pathwise, runner.config.seed, runner.weights])
-    folder = out / f"variance-{runner.config.recipe.name}-s{runner.config.seed}-{one[:8]}"
+    folder = spec[1] / f"variance-{runner.config.recipe.name}-s{runner.config.seed}-{one[:8]}"
     if (folder / FILE).exists():
         runner.console.note(f"study {folder} is finished")
-        return VarianceRecord.load(folder), folder
-    done = runner.finish(used)
-    scenes, rows = [], []
-    for k, point in enumerate(grid):
-        subject = place(runner, last, done, point)
-        scene, found = measure(subject, draws, pathwise)
-        scenes.append(scene)
-        rows += found
-        runner.console.progress("measure", k + 1, len(grid), {})
-    source = {"source": runner.config.model, "hash": runner.weights}
-    record = VarianceRecord(
-        one, runner.config.recipe.name, runner.config.seed, source, used,
-        tuple(scenes), tuple(rows), environment(), runner.command,
-    )  # fmt: skip
+        return runner, folder
+    if not all(runner.store.finished_stage(stage) for stage in used.values()):
+        runner.finish(used)
+    study = Study(spec, one, used, grid, draws, pathwise, folder)
+    left = [k for k in range(len(grid)) if not (study.part(k) / FILE).exists()]
+    work = [Job(str(k), f"setting {k + 1}", frozenset(), partial(study.measure, k), runner.console) for k in left]
+    here(work, 1 if len(work) < 2 else jobs)  # a single one needs no process of its own
+    parts = [VarianceRecord.load(study.part(k)) for k in range(len(grid))]
+    rows = [row for part in parts for row in part.rows]
+    record = study.record(runner, [part.scenes[0] for part in parts], rows)
     write_figures(record, folder)
     record.save(folder)
-    return record, folder
+    shutil.rmtree(folder / "settings")
+    return runner, folder
 
 
-def place(runner: Runner, last: Stage, done: Mapping[str, Done], point: Point) -> Subject:
+def place(runner: Runner, done: Mapping[str, Done], point: Point) -> Subject:
     """The student of a setting with its teacher."""
     from .adapters import ATTENTION, Lora
     from .core import Meter, Sampler
@@ -134,6 +190,7 @@ def place(runner: Runner, last: Stage, done: Mapping[str, Done], point: Point) -
     from .variance import Subject
     from .variance_record import Setting
 
+    last = runner.config.recipe.stages[-1]
     at, name, steps, level, side, task = point
     sampler = Sampler(name, steps, level, last.sampler.guidance)
     model = runner.model

@@ -40,14 +40,17 @@ class Noise:
 
     def __init__(self, keys: Sequence[str], shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
         """`keys` has one string a picture; `shape` is `(C, H, W)`."""
-        self._shape, self._device = shape, device
+        self._shape, self._device = shape, torch.device(device)
         seeds = [int.from_bytes(hashlib.sha256(k.encode()).digest()[:7], "big") for k in keys]
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def draw(self) -> Tensor:
         """The next draw of every picture, `(B, C, H, W)`."""
-        draws = [torch.randn(self._shape, generator=g) for g in self._generators]
-        return torch.stack(draws).to(self._device)
+        draws = torch.stack([torch.randn(self._shape, generator=g) for g in self._generators])
+        if self._device.type == "cuda":
+            # From pinned memory the host need not wait for what the device still has to do.
+            return draws.pin_memory().to(self._device, non_blocking=True)
+        return draws.to(self._device)
 
 
 def walk(

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from opdbench import bench
+from opdbench import bench, bench_command
 from opdbench.config import load_recipe
 from opdbench.opd import OPD
 from opdbench.registry import evaluator, recipe
@@ -68,3 +68,9 @@ def test_timed_takes_turns_and_drops_the_first_round():
     found = bench.timed({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, lambda: None)
     assert order == ["a", "b"] * 3
     assert set(found) == {"a", "b"}
+
+
+def test_compared_records_are_the_rows_of_six_runs(tmp_path):
+    assert bench_command.compared(tmp_path) > 100
+    rows = [len(path.read_text().splitlines()) for path in tmp_path.glob("*/samples/student-*.jsonl")]
+    assert sorted(rows) == [512] * 12 + [552] * 6

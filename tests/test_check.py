@@ -173,6 +173,26 @@ def test_recorded_references_are_reproduced_until_something_moves(tiny, tmp_path
     assert "then 2.000000000001" in done.output
 
 
+def test_a_tolerance_is_ten_times_the_widest_difference_over_the_kernels(monkeypatch, tmp_path):
+    """Each environment is run once; a difference below the floor counts as the floor."""
+    moved = iter([0.0, 1e-5, -3e-5, 2e-5])
+    asked = []
+
+    def short_run(out, environment):
+        asked.append(environment)
+        return next(moved)
+
+    monkeypatch.setattr(repeat, "short_run", short_run)
+    monkeypatch.setattr(
+        repeat, "figures", lambda m: {"a update 1 loss": 2 + m, "a update 2 loss": 2.0, "base on ocr score": 1.0}
+    )
+    figures, tolerance = repeat.measure(tmp_path)
+    assert figures["a update 1 loss"] == 2
+    assert tolerance == {"loss": pytest.approx(10 * 3e-5 / 2), "score": repeat.FLOOR}
+    assert [one.get("OMP_NUM_THREADS") for one in asked] == ["1", "2", "1", "1"]
+    assert {one.get("ATEN_CPU_CAPABILITY") for one in asked} == {None, "avx2", "default"}
+
+
 def test_without_references_check_says_what_to_do(tiny, tmp_path):
     done = invoke("--out", tmp_path, "--references", tmp_path / "absent.json", "--format", "json")
     assert done.exit_code == 3

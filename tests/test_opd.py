@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from opdbench.core import Meter, Sampler
 from opdbench.errors import UserError
 from opdbench.flow import transitions
 from opdbench.methods import Actors, Batch
+from opdbench.model import Condition
 from opdbench.opd import OPD
 from opdbench.tiny.prompts import geneval_prompts, ocr_prompts
 from opdbench.walk import Noise, sample
@@ -63,6 +66,17 @@ def gradients(actors):
     return found
 
 
+class _Count:
+    """Adds the bytes of what is kept for a backward to the last of a list."""
+
+    def __init__(self, sums):
+        self.sums = sums
+
+    def __call__(self, tensor):
+        self.sums[-1] += tensor.nbytes
+        return tensor
+
+
 def backward(losses):
     total = 0.0
     for loss in losses:
@@ -97,6 +111,42 @@ def test_student_equal_to_teacher_has_no_loss(setting):
     actors, batch = setting(Sampler("ode", 4, 0.0, 1.0), same=True)
     for loss in OPD("ode", 100.0).losses(batch(), actors):
         assert loss.item() < 1e-8
+
+
+def test_a_walk_reads_nothing_back_from_the_device(setting):
+    """On the meta device there is nothing to read: `.item()`, `.cpu()` or a branch on a value would raise."""
+    actors, batch = setting(Sampler("flow-sde", 2, 0.7, 2.0))
+    one = batch()
+    meta = Condition(one.condition.states.to("meta"), one.condition.pooled.to("meta"))
+
+    def away(policy):
+        return replace(policy, network=policy.network.to("meta"), empty=meta[:1])
+
+    actors.student = away(actors.student)
+    actors.teachers = {task: away(teacher) for task, teacher in actors.teachers.items()}
+    one = replace(one, condition=meta, noise=Noise(one.keys, actors.model.latent_shape, "meta"))
+    losses = []
+    for loss in OPD("exact").losses(one, actors):
+        loss.backward()
+        losses.append(loss.detach())
+    assert len(losses) == 2
+    with pytest.raises(RuntimeError, match="meta"):
+        torch.stack(losses).sum().item()
+    assert one.rows_by_task() is one.rows_by_task()  # sent to the device once
+
+
+def test_blocks_that_are_walked_again_give_the_same_gradient(setting):
+    actors, batch = setting(Sampler("flow-sde", 3, 0.7, 2.0))
+    peaks, found = [], []
+    for again in (False, True):
+        if again:
+            actors.student.save_memory()
+        with torch.autograd.graph.saved_tensors_hooks(_Count(peaks), lambda t: t):
+            peaks.append(0)
+            backward(OPD("exact").losses(batch(), actors))
+        found.append(gradients(actors))
+    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+    assert peaks[1] < peaks[0] / 5
 
 
 def test_cost_is_counted_exactly(setting):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command import apart
 from PIL import Image
 
 if importlib.util.find_spec("open_clip") is None:
@@ -29,6 +32,17 @@ from opdbench.evaluators.geneval_rules import PALETTE  # noqa: E402
 from opdbench.evaluators.pictures import letterboxed  # noqa: E402
 
 SMALL = "ViT-B-32-quickgelu"
+
+
+def test_without_the_shim_a_broken_torchvision_is_one_clear_line(tmp_path):
+    """The commands have no shim: beside a CPU build of torch each says what is wrong, and what to do."""
+    if subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True).returncode == 0:
+        pytest.skip("this torchvision belongs to this torch")
+    found, done = apart("doctor"), apart("run", "--limit", "2", "--out", tmp_path)
+    assert (found.returncode, done.returncode) == (1, 2)
+    for text in (found.stdout, done.stderr):
+        assert len(text.splitlines()) == 1
+        assert "cannot be imported (operator torchvision::nms does not exist): uninstall it, or install both" in text
 
 
 @pytest.fixture(scope="module")

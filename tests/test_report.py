@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from records import World, illustrate, make_run, make_runs
 
+from opdbench.core import Estimate
 from opdbench.errors import UserError
 from opdbench.leaderboards import charts, figures
 from opdbench.leaderboards.album import album
@@ -20,6 +22,8 @@ from opdbench.leaderboards.charts import Line, Names, Point
 from opdbench.leaderboards.compare import compare
 from opdbench.leaderboards.report import page, variance_figures, write_report
 from opdbench.leaderboards.runs import group_runs, load_runs
+from opdbench.record import Probe
+from opdbench.stats import over_seeds
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LEVELS = {"opd": 0.75, "merge": 0.55, "sft": 0.65}
@@ -220,6 +224,30 @@ def test_the_matrix_holds_changes_against_the_base(runs):
             assert one.figure.value == pytest.approx(np.mean(gaps))
             assert -1 <= one.depth <= 1
     assert {one.task for _, _, row in rows for one in row if one.trained} == {"ocr"}
+
+
+def test_a_stage_that_loses_what_an_earlier_one_gained_is_red_below_green(tmp_path, visit):
+    """The full suite's stages against the base model, over seeds, each method in the order of its stages."""
+    runs = load_runs(make_runs(tmp_path, ["rl"], 3))
+
+    def probed(run, value):
+        probe = Probe("stage", "student", "ocr", "", "k", Estimate(value, 0.01, 10, 5, 0))
+        policies = tuple(p for p in run.record.policies if p.role != "student")
+        return replace(run, record=replace(run.record, policies=policies, probes=(probe,)))
+
+    assert figures.journeys(group_runs(runs), ["ocr"]) == []
+    values = [0.1, 0.2, 0.3]
+    lost = [probed(run, value) for run, value in zip(runs, values, strict=True)]
+    ((label, rows),) = figures.journeys(group_runs(lost), ["ocr", "preference"])
+    assert (label, [name for name, _, _ in rows]) == ("rl", ["teacher-ocr", "teacher-geneval", "student"])
+    gained, lost_again = rows[0][2][0], rows[2][2][0]
+    base = next(c.estimate.value for p in runs[0].record.policies if p.role == "base" for c in p.cells)
+    assert lost_again.figure.value == pytest.approx(0.2 - base)
+    assert lost_again.figure.error == pytest.approx(over_seeds(values)[1])
+    assert (gained.depth, gained.trained, rows[2][2][1].figure.value) == (1, True, None)
+    tab = visit(page(lost))
+    cells = tab.locator(".journeys td[data-task=ocr]")
+    assert [cell.get_attribute("class").split()[0] for cell in cells.all()] == ["up", "down", "down"]
 
 
 def test_strata_are_those_of_the_records(runs):

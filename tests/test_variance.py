@@ -235,6 +235,10 @@ def test_the_command_leaves_record_figures_and_one_row_a_setting(tmp_path):
     assert len(set(keys)) == len(keys) == 2 * (len(ESTIMATORS) + 1)
     (folder,) = tmp_path.glob("variance-*")
     assert {"variance.json", "step.svg", "noise-level.png"} <= {path.name for path in folder.iterdir()}
+    assert not (folder / "settings").exists()
     again = CliRunner().invoke(cli.app, words)
     assert json.loads(again.stdout) == rows
+    (folder / "variance.json").unlink()
+    alone = CliRunner().invoke(cli.app, [*words, "--jobs", "1"])  # the first had a process a setting
+    assert json.loads(alone.stdout) == rows
     assert ENVIRONMENT.keys() <= VarianceRecord.load(folder).environment.keys()
