@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from opdbench import adapters
@@ -29,7 +30,9 @@ def test_they_are_those_of_a_real_forward(model):
 
     width = network.config.joint_attention_dim
     half = {"dtype": torch.bfloat16}
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    saved = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
+    # As on a GPU; a loaded model has switched the fused attention off for CPUs.
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), FlopCounterMode(display=False) as counter, saved:
         network(
             hidden_states=torch.randn(1, *model.latent_shape, **half),
             timestep=torch.ones(1),
