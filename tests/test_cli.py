@@ -169,7 +169,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(finished, tmp_path):
 
 def workers(pid):
     """Pids of a process's workers."""
-    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid=,args="], capture_output=True, text=True).stdout
+    found = subprocess.run(["ps", "--ppid", str(pid), "-ww", "-o", "pid=,args="], capture_output=True, text=True).stdout
     return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
 
 

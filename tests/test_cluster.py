@@ -30,7 +30,9 @@ def test_what_is_not_there_is_one_clear_line(monkeypatch, tmp_path):
 
 def processes(parent):
     """Pids and command lines of a process's children, and of theirs."""
-    found = subprocess.run(["ps", "--ppid", str(parent), "-o", "pid=,args="], capture_output=True, text=True).stdout
+    found = subprocess.run(
+        ["ps", "--ppid", str(parent), "-ww", "-o", "pid=,args="], capture_output=True, text=True
+    ).stdout
     own = [(int(line.split()[0]), line) for line in found.splitlines()]
     return own + [pair for pid, _ in own for pair in processes(pid)]
 

@@ -55,13 +55,14 @@ def test_two_workers_work_at_once(tmp_path):
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from functools import partial
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from chores import Heard, stay
 from opdbench.jobs import Job, run_jobs
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     places = [Path(sys.argv[1]) / name for name in "ab"]
     run_jobs([Job(p.name, p.name, frozenset(), partial(stay, p), Heard()) for p in places], 2)
 """
