@@ -16,6 +16,9 @@ from .tracking import Kind
 if TYPE_CHECKING:
     from .launch import Backend
     from .leaderboards.runs import Run
+MAIN_TASKS, ALL_TASKS = "ocr,geneval", "ocr,geneval,preference"
+TASKS_HELP = f"tasks to learn, with commas between; {MAIN_TASKS} if absent, and {ALL_TASKS} with --method all"
+PRESET_HELP = "settings laid over every recipe: sd35, leaderboard (with --method all if absent), or a file"
 TEACHERS = "released LoRA adapters, not trained here: task=place, or one for all, e.g. quanhaol/DiffusionOPD"
 
 
@@ -34,13 +37,13 @@ def parse_seeds(text: str) -> list[int]:
 
 def run(
     method: Annotated[str, typer.Option(help="recipes, or all; `opdbench list` names them")] = "opd",
-    tasks: Annotated[str, typer.Option(help="tasks to learn, with commas between")] = "ocr,geneval",
+    tasks: Annotated[str | None, typer.Option(help=TASKS_HELP)] = None,
     model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
     seeds: Annotated[str, typer.Option(help="0, 0,2 or 0-4")] = "0",
     limit: Annotated[int | None, typer.Option(min=1, help="at most so many test prompts a task")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value; may be repeated")] = None,
     config: Annotated[Path | None, typer.Option(help="a recipe file instead of --method")] = None,
-    preset: Annotated[str | None, typer.Option(help="sd35, or a file: settings laid over every recipe")] = None,
+    preset: Annotated[str | None, typer.Option(help=PRESET_HELP)] = None,
     out: Annotated[Path, typer.Option("--out", help="folder of the runs")] = Path("runs"),
     teachers: Annotated[list[str] | None, typer.Option(help=TEACHERS)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
@@ -57,7 +60,9 @@ def run(
     from .registry import preset as find_preset
     from .registry import suite as suite_of
 
-    wanted, numbers = parse_tasks(tasks, ("evaluators", "judges")), parse_seeds(seeds)
+    whole = method == "all" and not config
+    wanted = parse_tasks(tasks or (ALL_TASKS if whole else MAIN_TASKS), ("evaluators", "judges"))
+    preset, numbers = preset or ("leaderboard" if whole else None), parse_seeds(seeds)
     sources, over = [config] if config else parse_methods(method), find_preset(preset) if preset else None
     check_writable(out)
     doer = _backend(backend, address)
@@ -76,7 +81,7 @@ def run(
     locate(model)
     given = released.fetch_all(teachers or (), wanted, model)
     plans = [released.replace_teachers(one, given) for one in plans]
-    configs = [RunConfig(one, wanted, model, seed, limit, suite) for one in plans for seed in numbers]
+    configs = [RunConfig(one, wanted, model, seed, limit, suite) for seed in numbers for one in plans]
     specs = [(one, out, fresh, command_line()) for one in configs]
     runners = runners_of(specs, track)
     if dry_run:

@@ -69,6 +69,27 @@ def test_a_budget_is_that_of_the_recipe_under_the_same_preset():
     assert total(found.stages[3:], found) == pytest.approx(total(opd.stages[3:], opd), rel=0.02)
 
 
+@pytest.mark.parametrize(("name", "part"), [("leaderboard", 0.5), ("search", 0.15)])
+def test_all_recipes_have_one_cost_under_a_budget(name, part):
+    tasks = ("ocr", "geneval", "preference")
+    full = plan(recipe("opd"), tasks)
+    start = total(full.stages[:1], full)
+    whole = total(full.stages, full) - start
+    for one in recipes():
+        found = plan(recipe(one), tasks, (), preset(name))
+        if one in ("base", "teachers", "merge"):
+            continue
+        assert found.stages[0] == full.stages[0]
+        assert total(found.stages, found) - start == pytest.approx(part * whole, rel=0.01), one
+
+
+def test_all_recipes_are_the_leaderboard_of_three_tasks_seed_by_seed():
+    lines = opdbench("run", "--method", "all", "--seeds", "3,4", "--dry-run").stdout.splitlines()
+    runs = [line.split("runs/")[1].split("/")[0] for line in lines if "record:" in line]
+    names = [f"{name}+leaderboard-ocr-geneval-preference-s{seed}" for seed in (3, 4) for name in recipes()]
+    assert [run.rpartition("-")[0] for run in runs] == names
+
+
 def test_what_is_set_by_hand_comes_last_and_reaches_every_task():
     stages = sd35("opd", overrides=["teacher.updates=7", "teacher.sampler.steps=4", "student.lr=1e-5"]).stages
     assert [(s.updates, s.sampler.steps) for s in stages[:-1]] == [(7, 4)] * 3

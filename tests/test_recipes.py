@@ -21,8 +21,8 @@ from opdbench.trainer import Trainer, shares
 
 TASKS = ("ocr", "geneval", "preference")
 ORDERS = [order for n in (1, 2, 3) for order in itertools.permutations(TASKS, n)]
-EQUAL = ["opd-sde", "opd-ppo", "flow-opd", "sft", "cascade-rl", "multi-rl-nft", "multi-rl-guard", "multi-rl-sum",
-         "multi-rl-gdpo", "gradient"]  # fmt: skip
+EQUAL = ["opd-sde", "opd-ppo", "flow-opd", "flow-opd-sft", "sft", "cascade-rl", "multi-rl-nft", "multi-rl-guard",
+         "multi-rl-sum", "multi-rl-gdpo", "gradient"]  # fmt: skip
 
 
 @pytest.mark.parametrize("tasks", ORDERS, ids="-".join)
