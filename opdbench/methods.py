@@ -107,6 +107,7 @@ class Actors:
         descend: step the optimizer on the losses so far, for methods that take several steps on one
             rollout; after the last loss the trainer steps by itself.
         gather: what every process has; each sees its share of a batch only.
+        threads: whether the walk, the teachers and the backward of an update go on at once.
         weights: of each task's reward on every picture that it can judge; if empty, a picture is paid by its
             own task alone.
     """
@@ -123,6 +124,7 @@ class Actors:
     reward: float | None = None
     descend: Callable[[], object] = _no_optimizer
     gather: Gather = alone
+    threads: bool = False
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def count(self, role: str, policy: Policy, pictures: int, grad: bool = False) -> None:

@@ -22,6 +22,7 @@ from .errors import UserError
 from .estimators import analytic
 from .flow import WEIGHTINGS, Weighting, kl_weight
 from .methods import Actors, Batch, Method
+from .runtime import ahead
 from .walk import Step, walk
 
 
@@ -52,7 +53,8 @@ class OPD(Method):
 
 def visit(batch: Batch, actors: Actors, grad: bool = True, through: bool = False) -> Iterator[tuple[Step, Tensor]]:
     """The student's own walk, and at each state the teachers' velocity; `grad` and `through` as in `walk`."""
-    for step in walk(actors.student.at(batch.condition), batch.noise, actors.steps, grad, through):
+    steps = walk(actors.student.at(batch.condition), batch.noise, actors.steps, grad, through)
+    for step in ahead(steps) if actors.threads else steps:  # the next state does not wait for the teachers
         actors.count("student" if grad else "rollout", actors.student, len(batch), grad)
         yield step, teach(step.x, step.transition.t, batch, actors, through)
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, facts about the machine, peak memory."""
+"""Files that are whole or absent, facts about the machine, peak memory, work in a second thread."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import shlex
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import UserError
+
+T = TypeVar("T")
 
 
 def check_writable(out: Path) -> None:
@@ -129,3 +133,12 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a line for each retry, where one in the end will do
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made in a second thread while the one before it is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item

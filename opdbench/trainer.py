@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,11 +25,10 @@ from .flow import transitions
 from .methods import Actors, Batch, Method
 from .model import Model, Policy
 from .registry import load
-from .runtime import peak_mib, write_bytes
+from .runtime import ahead, peak_mib, write_bytes
 from .team import ALONE, Team
 from .walk import Noise
 
-T = TypeVar("T")
 CHECKPOINT_EVERY = 5
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -75,15 +73,6 @@ def shares(stage: Stage, update: int) -> list[tuple[str, int, int]]:
         return (now * stage.prompts - k + number - 1) // number
 
     return [(task, before(k, update), before(k, update + 1) - before(k, update)) for k, task in enumerate(stage.tasks)]
-
-
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made in a second thread while the one before it is in use."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
 
 
 class Trainer:
@@ -141,6 +130,8 @@ class Trainer:
             meter=Meter(),
             descend=self._descend if self.method.inner > 1 else self._refuse,
             gather=team.gather,
+            # A GPU is busy anyway, and would hold more graphs; `inner` steps move the weights between losses.
+            threads=model.device.type == "cpu" and self.method.inner == 1,
             weights=dict(stage.rewards),
         )
 
@@ -184,10 +175,7 @@ class Trainer:
         share = len(batch) / (self.stage.prompts * self.stage.images)
         total = torch.zeros((), device=self.model.device)
         losses = self.method.losses(batch, self.actors)
-        # A GPU is busy anyway, and its memory would hold two graphs; between losses `inner` steps move the weights.
-        if self.model.device.type == "cpu" and self.method.inner == 1:
-            losses = ahead(losses)
-        for loss in losses:
+        for loss in ahead(losses) if self.actors.threads else losses:
             (share * loss).backward()
             total += share * loss.detach()
         norm = self._descend()
