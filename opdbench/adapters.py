@@ -1,4 +1,4 @@
-"""LoRA adapters: what is trained, stored and folded into frozen copies of the denoiser."""
+"""LoRA adapters: what is trained, stored and folded into weights of their own."""
 
 from __future__ import annotations
 
@@ -132,11 +132,11 @@ def write(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def fold(network: nn.Module, base: nn.Module, adapter: Adapter | None) -> None:
-    """Set `network` to `base` plus the adapter: W + (alpha / r) B A, added in fp32 and cast once."""
-    network.load_state_dict(base.state_dict())
-    if adapter is None:
-        return
+def fold(network: nn.Module, base: nn.Module, adapter: Adapter) -> None:
+    """Set the adapted layers of `network` to those of `base` plus the adapter: W + (alpha / r) B A.
+
+    The sum is taken in fp32 and cast once. A layer that shares its weights with `base` gets its own.
+    """
     scale = adapter.lora.alpha / adapter.lora.rank
     layers = dict(network.named_modules())
     originals = dict(base.named_parameters())
@@ -149,4 +149,6 @@ def fold(network: nn.Module, base: nn.Module, adapter: Adapter | None) -> None:
         down, up = adapter.tensors[name], adapter.tensors[f"{layer}.lora_B.weight"]
         weight = originals[f"{layer}.weight"]
         delta = scale * (up.float() @ down.float()).to(weight.device)
+        if layers[layer].weight is weight:
+            layers[layer].weight = nn.Parameter(torch.empty_like(weight), requires_grad=False)
         layers[layer].weight.copy_(weight.float() + delta)

@@ -162,19 +162,24 @@ class Model:
         pixels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
+    def _layers(self) -> SD3Transformer2DModel:
+        """The denoiser's layers again, over the very same weights, which nobody changes."""
+        weights = (*self.base.parameters(), *self.base.buffers())
+        return copy.deepcopy(self.base, {id(tensor): tensor for tensor in weights})
+
     def frozen(self, adapter: Adapter | None, guidance: float) -> Policy:
-        """A policy whose adapter is folded into a frozen copy of the denoiser."""
+        """A policy whose adapter is folded into weights of its own; all others are the base model's."""
         if adapter is None:
             return Policy(self.base, guidance, self.empty, self.dtype)
-        network = copy.deepcopy(self.base)
+        network = self._layers()
         adapters.fold(network, self.base, adapter)
         return Policy(network, guidance, self.empty, self.dtype, adapter.digest())
 
     def student(self, lora: Lora, guidance: float, seed: int, start: Adapter | None = None) -> Policy:
-        """A trainable policy: a copy of the denoiser with a fresh adapter, or with `start`'s."""
+        """A trainable policy: a fresh adapter, or `start`'s, on the base model's weights."""
         if start is not None and start.lora != lora:
             raise UserError(f"the start is an adapter of {start.lora}; expected the stage's own, {lora}")
-        network = copy.deepcopy(self.base)
+        network = self._layers()
         adapters.attach(network, lora, seed)
         if start is not None:
             adapters.write(network, start.tensors)

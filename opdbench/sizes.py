@@ -34,22 +34,24 @@ class Sizes:
     """Of a denoiser with an adapter.
 
     Attributes:
-        parameters, trained: numbers of the denoiser's and of the adapter's.
+        parameters, adapted, trained: numbers of the denoiser's, of those in layers with an adapter, of the adapter's.
         flops: of the matrix products of a forward of one picture.
         kept: bytes that autograd keeps of it.
     """
 
     parameters: int
+    adapted: int
     trained: int
     flops: float
     kept: int
 
-    def update_bytes(self, pictures: int, passes: int, copies: int) -> int:
+    def update_bytes(self, pictures: int, passes: int, teachers: int) -> int:
         """Memory of one step of a walk with gradient.
 
-        bf16 weights of each copy of the denoiser; fp32 adapter, gradient and two moments; and what autograd keeps.
+        bf16 weights of the denoiser, and each teacher's own of the adapted layers; fp32 adapter, gradient and two
+        moments; and what autograd keeps.
         """
-        return 2 * copies * self.parameters + 16 * self.trained + pictures * passes * self.kept
+        return 2 * (self.parameters + teachers * self.adapted) + 16 * self.trained + pictures * passes * self.kept
 
 
 def sizes(source: str, lora: Lora, resolution: int, tokens: int = CLIP_TEXT + MAX_TEXT) -> Sizes:
@@ -58,6 +60,7 @@ def sizes(source: str, lora: Lora, resolution: int, tokens: int = CLIP_TEXT + MA
     parameters = sum(p.numel() for p in network.parameters())
     adapters.attach(network, lora, 0)
     trained = sum(p.numel() for p in adapters.trainable(network).values())
+    adapted = sum(p.numel() for name, p in network.named_parameters() if name.endswith("base_layer.weight"))
     for parameter in network.parameters():
         parameter.data = parameter.data.bfloat16()
     config, owned, seen = network.config, {_place(p) for p in network.parameters()}, dict[int, Tensor]()
@@ -79,7 +82,7 @@ def sizes(source: str, lora: Lora, resolution: int, tokens: int = CLIP_TEXT + MA
             pooled_projections=empty(1, config.pooled_projection_dim),
         )
     kept = sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
-    return Sizes(parameters, trained, float(counter.get_total_flops()), kept)
+    return Sizes(parameters, adapted, trained, float(counter.get_total_flops()), kept)
 
 
 def _place(tensor: Tensor) -> int:
@@ -89,10 +92,11 @@ def _place(tensor: Tensor) -> int:
 def describe(source: str, recipe: Recipe, stage: Stage, whole: int) -> Iterator[str]:
     """Lines on an update of `stage`, a recipe's last, and on the recipe of `whole` forwards."""
     found = sizes(source, Lora(stage.rank, stage.alpha, stage.targets or adapters.ATTENTION), recipe.resolution)
-    passes, copies = 1 if stage.sampler.guidance == 1 else 2, 2 + len({name for _, name in stage.teachers})
+    passes, teachers = 1 if stage.sampler.guidance == 1 else 2, len({name for _, name in stage.teachers} - {"base"})
     yield f"computed from the model's configuration, not measured: {found.parameters / 1e9:.2f} G parameters,"
-    yield f"  {found.trained / 1e6:.1f} M trained, {found.flops / 1e12:.2f} TFLOP a forward; {copies} copies in bf16"
-    memory = (f"{n}: {found.update_bytes(n, passes, copies) / GIB:.1f}" for n in BATCHES)
+    yield f"  {found.trained / 1e6:.1f} M trained, {found.flops / 1e12:.2f} TFLOP a forward; bf16 weights, and those of"
+    yield f"  the adapted layers, {found.adapted / 1e9:.2f} G, {teachers} times more for the teachers"
+    memory = (f"{n}: {found.update_bytes(n, passes, teachers) / GIB:.1f}" for n in BATCHES)
     yield f"  GiB of an update of {stage.name} by pictures at once: {', '.join(memory)}"
     hours = whole * found.flops / (PEAK * SHARE) / 3600
     yield f"  {hours:,.1f} GPU hours for all forwards at {SHARE:.0%} of {PEAK / 1e12:.0f} TFLOP/s (an H100's bf16)"

@@ -41,6 +41,31 @@ def test_fresh_adapter_is_the_base(model, velocity):
     }
 
 
+def test_all_policies_share_the_base_models_weights_but_for_the_adapted_layers(model, adapter):
+    def places(network, adapted):
+        return {
+            tensor.data_ptr()
+            for name, tensor in network.named_parameters()
+            if "lora_" not in name and (name.removesuffix(".weight") in layers) == adapted
+        }
+
+    layers = {name.removesuffix(".lora_A.weight") for name in adapter.tensors if "lora_A" in name}
+    before = {name: tensor.clone() for name, tensor in model.base.state_dict().items()}
+    teachers = [model.frozen(adapter, 1.0).network for _ in range(2)]
+    owned = [places(network, True) for network in (model.base, *teachers)]
+    assert {len(each) for each in owned} == {len(layers)}
+    assert len(set.union(*owned)) == 3 * len(layers)
+    rest = places(model.base, False)
+    assert places(teachers[0], False) == places(teachers[1], False) == rest
+    student = model.student(LORA, 1.0, 0, adapter).network
+    weights = {tensor.data_ptr() for name, tensor in student.named_parameters() if "lora_" not in name}
+    assert weights == rest | owned[0]
+    held = teachers[0].get_submodule(min(layers)).weight
+    adapters.fold(teachers[0], model.base, adapter)
+    assert teachers[0].get_submodule(min(layers)).weight is held  # compiled code goes on with the same tensor
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.base.state_dict().items())
+
+
 def test_attached_equals_folded(model, adapter, velocity):
     attached = velocity(model.student(LORA, 1.0, 0, adapter))
     torch.testing.assert_close(attached, velocity(model.frozen(adapter, 1.0)), rtol=1e-4, atol=1e-5)

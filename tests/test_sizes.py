@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,9 +17,13 @@ from opdbench.sizes import GIB, Sizes, describe, sizes
 
 def test_they_are_those_of_a_real_forward(model):
     lora, found = Lora(4, 8), sizes("tiny", Lora(4, 8), 0, tokens=24)
-    network = model.student(lora, 1.0, 0).network
+    network = copy.deepcopy(model.student(lora, 1.0, 0).network)
     trained = adapters.trainable(network)
     assert found.trained == sum(p.numel() for p in trained.values())
+    named = adapters.read(network)
+    assert found.adapted == sum(
+        named[a].shape[1] * named[a.replace("lora_A", "lora_B")].shape[0] for a in named if "lora_A" in a
+    )
     assert found.parameters == sum(p.numel() for p in network.parameters()) - found.trained
     for parameter in network.parameters():
         parameter.data = parameter.data.bfloat16()
@@ -45,9 +51,9 @@ def test_they_are_those_of_a_real_forward(model):
 
 
 def test_memory_adds_up_and_is_told():
-    one = Sizes(parameters=GIB, trained=GIB // 16, flops=1.0, kept=GIB)
-    assert [one.update_bytes(n, 2, 3) // GIB for n in (1, 8)] == [6 + 1 + 2, 6 + 1 + 16]
+    one = Sizes(parameters=2 * GIB, adapted=GIB, trained=GIB // 16, flops=1.0, kept=GIB)
+    assert [one.update_bytes(n, 2, 3) // GIB for n in (1, 8)] == [4 + 6 + 1 + 2, 4 + 6 + 1 + 16]
     whole = plan(recipe("opd"), ("ocr", "geneval"))
     lines = list(describe("tiny", whole, whole.stages[-1], 10**15))
     assert "not measured" in lines[0]
-    assert "4 copies" in lines[1]
+    assert "2 times more" in lines[2]
