@@ -18,7 +18,7 @@ from opdbench.leaderboards import reference as references
 from opdbench.leaderboards import repeat
 from opdbench.leaderboards.claims import gradient_claims, judge_claims, shipped_claims
 from opdbench.leaderboards.reference import Cell, Expected, Reference
-from opdbench.leaderboards.runs import Group, Run, group_runs, key_parts, unlike
+from opdbench.leaderboards.runs import Group, Run, config_of, group_runs, key_parts, unlike
 from opdbench.leaderboards.variance import judge_gradients
 from opdbench.leaderboards.verdict import Finding, Verdict
 from opdbench.stats import band, detectable
@@ -165,7 +165,7 @@ def _moved(cell: Cell, group: Group) -> str:
 
 def _changes(expected: Expected, group: Group) -> str:
     """Settings or weights in which a group is not the reference's."""
-    new = references.config_of(group.runs[0])
+    new = config_of(group.runs[0])
     old = dict(expected.config)
     names = [name for name in sorted(old.keys() | new) if old.get(name) != new.get(name)]
     changes = [f"{name} {old.get(name)!r} is now {new.get(name)!r}" for name in names]

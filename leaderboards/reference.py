@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from opdbench.errors import UserError
-from opdbench.leaderboards.runs import Group, Run, cell_of, group_runs
+from opdbench.leaderboards.runs import Group, Run, cell_of, config_of, group_runs
 from opdbench.record import read_samples
 from opdbench.runtime import read_json, write_json
 
@@ -123,18 +123,6 @@ def refuse(runs: Sequence[Run], here: Mapping[str, str]) -> None:
 def expect(runs: Sequence[Run]) -> tuple[Expected, ...]:
     """Reference values of every group."""
     return tuple(_expected(group) for group in group_runs(runs))
-
-
-def config_of(run: Run) -> dict[str, Any]:
-    """The configuration without its seed, one level deep: `recipe.stages.2.lr` and so on."""
-    return {k: v for k, v in _flat(dict(run.record.config), "").items() if k != "seed"}
-
-
-def _flat(value: Any, path: str) -> dict[str, Any]:
-    if not isinstance(value, (dict, list, tuple)):
-        return {path: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {k: v for name, one in items for k, v in _flat(one, f"{path}.{name}" if path else str(name)).items()}
 
 
 def _expected(group: Group) -> Expected:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from opdbench.errors import UserError
 from opdbench.record import Cell, PolicyResult, RunRecord
 
+SETTINGS = 2
+"""Most settings that a label names."""
 KEY_PARTS = ("evaluator", "prompt set", "sampler", "precision")
 
 
@@ -36,7 +39,8 @@ class Group:
     """Runs that differ in their seed only.
 
     Attributes:
-        label: the method, followed by the digest's beginning where one method has several groups.
+        label: the method; where it has several groups, with the settings that they differ in, at most two, or else the
+            digest's beginning.
         runs: in the order of their seeds.
     """
 
@@ -114,12 +118,38 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
                     f"seed {first.record.seed} of {first.record.method!r} is there twice, in {str(first.folder)!r} "
                     f"and {str(second.folder)!r}; name one of them"
                 )
-    names = Counter(same[0].record.method for same in members.values())
-    groups = []
+    alike: dict[str, dict[str, Run]] = defaultdict(dict)
     for digest, same in members.items():
-        method = same[0].record.method
-        groups.append(Group(method if names[method] == 1 else f"{method} {digest[:8]}", digest, tuple(same)))
-    return sorted(groups, key=lambda group: (group.method, group.tasks, group.digest))
+        alike[same[0].record.method][digest] = same[0]
+    labels = {digest: label for few in alike.values() for digest, label in _labels(few).items()}
+    groups = [Group(labels[digest], digest, tuple(same)) for digest, same in members.items()]
+    return sorted(groups, key=lambda group: (group.method, group.tasks, group.label))
+
+
+def _labels(runs: Mapping[str, Run]) -> dict[str, str]:
+    """By digest, what to call each group of one method, given a run of each."""
+    configs = {digest: config_of(run) for digest, run in runs.items()}
+    absent = "none"
+    settings = sorted({name for config in configs.values() for name in config})
+    differ = [name for name in settings if len({repr(c.get(name, absent)) for c in configs.values()}) > 1]
+    found = {}
+    for digest, config in configs.items():
+        parts = [f"{name.rpartition('.')[2]}={config.get(name, absent)}" for name in differ]
+        suffix = " ".join(parts) if len(parts) <= SETTINGS else digest[:8]
+        found[digest] = f"{runs[digest].record.method} {suffix}".rstrip()
+    return found if len(set(found.values())) == len(found) else {d: f"{runs[d].record.method} {d[:8]}" for d in runs}
+
+
+def config_of(run: Run) -> dict[str, Any]:
+    """The configuration without its seed, one level deep: `recipe.stages.2.lr` and so on."""
+    return {k: v for k, v in _flat(dict(run.record.config), "").items() if k != "seed"}
+
+
+def _flat(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, (dict, list, tuple)):
+        return {path: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for name, one in items for k, v in _flat(one, f"{path}.{name}" if path else str(name)).items()}
 
 
 def _same_columns(runs: Sequence[Run]) -> None:

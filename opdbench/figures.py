@@ -125,10 +125,9 @@ def write_curves(curves: Sequence[Curve], folder: Path) -> None:
     for k, ((name, _), same) in enumerate(groups.items()):
         updates = min(len(curve.kl) for curve in same)
         lines = list(zip(*(curve.kl[:updates] for curve in same), strict=True))
-        axes.plot(same[0].forwards[:updates], [sum(line) / len(line) for line in lines], color=f"C{k}", label=name)
-        axes.fill_between(
-            same[0].forwards[:updates], [min(i) for i in lines], [max(i) for i in lines], color=f"C{k}", alpha=0.2
-        )
+        x, style = same[0].forwards[:updates], ("-", "--")[k % 2]  # dashes, as curves may lie on one another
+        axes.plot(x, [sum(i) / len(i) for i in lines], style, color=f"C{k}", label=name)
+        axes.fill_between(x, [min(i) for i in lines], [max(i) for i in lines], color=f"C{k}", alpha=0.2)
     axes.set_xlabel("denoiser forwards")
     axes.set_ylabel("KL from the teachers (nats a step and dimension)")
     axes.grid(alpha=0.3)

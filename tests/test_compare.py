@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -60,6 +61,25 @@ def test_a_paired_test_over_seeds_is_scipys(runs):
     assert pair.difference == pytest.approx(np.mean(values["even"]) - np.mean(values["good"]))
     assert pair.p == pytest.approx(reference.pvalue)
     assert [p.p_holm for p in column.pairs] == pytest.approx(holm([p.p for p in column.pairs]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ([{}], ["even"]),
+        ([{"lr": 1e-3}, {"lr": 3e-3}], ["even lr=0.001", "even lr=0.003"]),
+        ([{"lr": 1e-3}, {"lr": 3e-3, "ema": 0.5}], ["even ema=0.9 lr=0.001", "even ema=0.5 lr=0.003"]),
+        ([{}, {"lr": 1, "ema": 1, "rank": 1}], ["even 00000000", "even 11111111"]),
+    ],
+    ids=["alone", "one", "two", "many"],
+)
+def test_groups_of_one_method_are_told_apart_by_what_differs(runs, changes, labels):
+    few = []
+    for k, change in enumerate(changes):
+        config = copy.deepcopy(dict(runs[0].record.config))
+        config["recipe"]["stages"][-1] |= {"ema": 0.9} | change
+        few.append(replace(runs[0], record=replace(runs[0].record, config=config, group=8 * str(k))))
+    assert sorted(group.label for group in group_runs(few)) == sorted(labels)
 
 
 def test_ranks_tie_where_nothing_is_seen(runs):
