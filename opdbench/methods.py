@@ -140,7 +140,8 @@ class Actors:
         taken = list(walk(policy.at(batch.condition), batch.noise, self.steps if steps is None else steps))
         latents = taken[-1].next_x
         self.meter.count("rollout", len(batch) * len(taken), policy.passes)
-        parts = self._judge(self.model.decode(latents), batch.prompts)
+        images = [image for part in latents.split(policy.at_once or len(batch)) for image in self.model.decode(part)]
+        parts = self._judge(images, batch.prompts)
         rewards = torch.zeros(len(batch))
         for task, (rows, values) in parts.items():
             rewards[rows] += self.weights.get(task, 1.0) * values

@@ -18,6 +18,7 @@ import transformers
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from PIL import Image
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from . import adapters
 from .adapters import Adapter, Lora
@@ -56,6 +57,8 @@ class Policy:
     dtype: torch.dtype
     adapter: str = ""
     """Digest of the adapter that is folded in, if there is one."""
+    at_once: int = 0
+    """Most pictures that a forward takes; 0 is any number."""
 
     @property
     def passes(self) -> int:
@@ -73,7 +76,13 @@ class Policy:
         # A number is filled in on the device, since a copy from the host would wait for it.
         each = t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float32, device=x.device)
         times = each.float().expand(len(x))
-        states, pooled = condition.states, condition.pooled
+        if not self.at_once or len(x) <= self.at_once:
+            return self._forward(x, times, condition.states, condition.pooled)
+        parts = zip(*(part.split(self.at_once) for part in (x, times, condition.states, condition.pooled)), strict=True)
+        # With gradient only what goes into a part is kept for the backward.
+        return torch.cat([checkpoint(self._forward, *part, use_reentrant=False) for part in parts])
+
+    def _forward(self, x: Tensor, times: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
         if self.passes == 2:
             empty = self.empty
             x, times = torch.cat([x, x]), torch.cat([times, times])

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -100,7 +100,7 @@ class Trainer:
         if stage.prompts < team.size:
             raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts are too few for {team.size} processes")
         guidance = stage.sampler.guidance
-        self.student = model.student(self.lora, guidance, seed, start)
+        self.student = self._parted(model.student(self.lora, guidance, seed, start))
         if stage.checkpointing:
             self.student.save_memory()
         self.parameters = adapters.trainable(self.student.network)
@@ -121,9 +121,9 @@ class Trainer:
         self.actors = Actors(
             model=model,
             student=self.student,
-            base=model.frozen(None, guidance),
-            old=old,
-            teachers=teachers,
+            base=self._parted(model.frozen(None, guidance)),
+            old=old and self._parted(old),
+            teachers={task: self._parted(policy) for task, policy in teachers.items()},
             evaluators=evaluators,
             sampler=stage.sampler,
             steps=transitions(stage.sampler, model.sigmas(stage.sampler.steps)),
@@ -134,6 +134,9 @@ class Trainer:
             threads=model.device.type == "cpu" and self.method.inner == 1,
             weights=dict(stage.rewards),
         )
+
+    def _parted(self, policy: Policy) -> Policy:
+        return replace(policy, at_once=self.stage.at_once)
 
     def run(self, report: Report) -> Adapter:
         """Train to the end; `report` gets one line of figures an update. Returns the averaged adapter."""

@@ -37,7 +37,7 @@ def test_branch_error_is_squared_over_detached_absolute():
 class _Linear:
     """A one-dimensional policy v = -w: its pictures are noise + w."""
 
-    passes = 1
+    passes, at_once = 1, 0
 
     def __init__(self, w):
         self.w = torch.tensor(w, requires_grad=True)

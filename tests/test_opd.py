@@ -149,6 +149,24 @@ def test_blocks_that_are_walked_again_give_the_same_gradient(setting):
     assert peaks[1] < peaks[0] / 5
 
 
+def test_pictures_that_go_through_in_parts_give_the_same_gradient_in_less_memory(setting):
+    actors, batch = setting(Sampler("flow-sde", 3, 0.7, 2.0))
+    kept, found, losses, one = [], [], [], batch()
+    x = one.noise.draw()
+    for most in (0, 2):  # of three pictures, so that the parts are unlike
+        actors.student = replace(actors.student, at_once=most)
+        actors.teachers = {task: replace(teacher, at_once=most) for task, teacher in actors.teachers.items()}
+        losses.append(backward(OPD("exact").losses(batch(), actors)))
+        found.append(gradients(actors))
+        with torch.autograd.graph.saved_tensors_hooks(_Count(kept), lambda t: t):
+            kept.append(0)
+            actors.student.velocity(x, 0.5, one.condition)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
+    assert kept[1] < kept[0] / 20
+
+
 def test_cost_is_counted_exactly(setting):
     actors, batch = setting(Sampler("ode", 4, 0.0, 2.0), teacher_guidance=1.0)
     for loss in OPD().losses(batch(), actors):

@@ -196,3 +196,24 @@ def test_a_compiled_stage_trains_the_same(trainer, small, monkeypatch):
     trainer(dataclasses.replace(short, compiled=True), "base", teacher=None)
     assert len(compiled) == 3
     assert small.base not in compiled
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_whose_pictures_go_through_in_parts_trains_the_same(trainer, small, monkeypatch, name):
+    """Student, old policy, teachers and decoder: none sees more than three of four pictures."""
+    seen, forward, decode = [], small.base.__class__.forward, small.decode
+
+    def count(network, hidden_states, **inputs):
+        seen.append(len(hidden_states))
+        return forward(network, hidden_states=hidden_states, **inputs)
+
+    whole = trainer(dataclasses.replace(STAGES[name], updates=2), "whole")
+    expected = [whole.update(k) for k in range(2)]
+    monkeypatch.setattr(small.base.__class__, "forward", count)
+    monkeypatch.setattr(small, "decode", lambda latents: seen.append(len(latents)) or decode(latents))
+    parted = trainer(dataclasses.replace(STAGES[name], updates=2, at_once=3), "parted")
+    for k in range(2):
+        line = parted.update(k)
+        assert {key: line[key] for key in expected[k]} == pytest.approx(expected[k], rel=1e-4)
+    assert max(seen) <= 3
+    assert parted.state.meter.forwards == whole.state.meter.forwards
