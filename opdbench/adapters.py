@@ -101,12 +101,12 @@ def _plain(value: object) -> bool:
     return isinstance(value, (bool, int, float, str)) or value == {}
 
 
-def attach(network: Any, lora: Lora, seed: int) -> None:
-    """Add a trainable adapter `default`, its A drawn from `seed`; every other weight is frozen."""
+def attach(network: Any, lora: Lora, seed: int, name: str = "default") -> None:
+    """Add a trainable adapter, its A drawn from `seed`; every other weight is frozen."""
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network.add_adapter(lora.config(), adapter_name="default")
+        network.add_adapter(lora.config(), adapter_name=name)
     for parameter in trainable(network).values():
         parameter.data = parameter.data.float()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -186,13 +186,24 @@ class Model:
 
     def student(self, lora: Lora, guidance: float, seed: int, start: Adapter | None = None) -> Policy:
         """A trainable policy: a fresh adapter, or `start`'s, on the base model's weights."""
-        if start is not None and start.lora != lora:
-            raise UserError(f"the start is an adapter of {start.lora}; expected the stage's own, {lora}")
+        self._fits(lora, start)
         network = self._layers()
         adapters.attach(network, lora, seed)
         if start is not None:
             adapters.write(network, start.tensors)
         return Policy(network, guidance, self.empty, self.dtype)
+
+    def _fits(self, lora: Lora, start: Adapter | None) -> None:
+        if start is not None and start.lora != lora:
+            raise UserError(f"the start is an adapter of {start.lora}; expected the stage's own, {lora}")
+
+    def move(self, policy: Policy, adapter: Adapter) -> None:
+        """Change the weights of a policy that `frozen` made."""
+        adapters.fold(policy.network, self.base, adapter)
+
+    def divided(self) -> AbstractContextManager[None]:
+        """While a stage is trained; `ShardedModel` divides its weights then."""
+        return nullcontext()
 
 
 def latent_shape(config: Any, scale: int, resolution: int) -> tuple[int, int, int]:

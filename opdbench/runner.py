@@ -102,7 +102,12 @@ def run_folder(out: Path, config: RunConfig, weights: str) -> Path:
 @cache
 def _loaded(source: str, resolution: int, judges: tuple[tuple[str, str], ...]) -> tuple[Model, dict[str, Evaluator]]:
     """The model and the suite; a process that does several jobs loads them once."""
-    return Model(source, resolution=resolution), {task: make_evaluator(name) for task, name in suite(judges).items()}
+    kind = Model
+    if join().shards:
+        from .sharded import ShardedModel
+
+        kind = ShardedModel
+    return kind(source, resolution=resolution), {task: make_evaluator(name) for task, name in suite(judges).items()}
 
 
 class Runner:

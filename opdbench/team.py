@@ -1,6 +1,6 @@
 """Processes that share one run (`torchrun`, `accelerate launch`): who makes which pictures, and sums over all.
 
-Every process holds the same weights and takes a consecutive share of an update's prompts. What crosses
+Every process holds the same weights and takes a share of an update's prompts. What crosses
 between them is little: rewards, the adapter's gradient, counts. So results do not depend on their
 number, up to the order of sums.
 """
@@ -31,6 +31,8 @@ class Team:
 
     rank: int = 0
     size: int = 1
+    shards: bool = False
+    """Whether they share the frozen weights, too (`sharded.py`)."""
 
     @property
     def leads(self) -> bool:
@@ -38,8 +40,8 @@ class Team:
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """The share of `count` things that is this process's; shares are consecutive, disjoint and cover them."""
-        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+        """The share of `count` things that is this process's: one in so many, so that of each kind all have some."""
+        return range(self.rank, count, self.size)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes."""
@@ -76,7 +78,7 @@ def join() -> Team:
 
     signal.signal(signal.SIGTERM, _told_to_end)
     state = PartialState(cpu=not torch.cuda.is_available())
-    return Team(state.process_index, state.num_processes)
+    return Team(state.process_index, state.num_processes, os.environ.get("ACCELERATE_USE_FSDP") == "true")
 
 
 def _told_to_end(number: int, frame: FrameType | None) -> None:

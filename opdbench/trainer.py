@@ -99,6 +99,9 @@ class Trainer:
             raise UserError(f"stage {stage.name!r} has teachers for {sorted(teachers)}; expected {sorted(stage.tasks)}")
         if stage.prompts < team.size:
             raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts are too few for {team.size} processes")
+        if team.shards and stage.prompts % (team.size * len(stage.tasks)):
+            each = f"{team.size} processes times {len(stage.tasks)} tasks"
+            raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts; FSDP wants a multiple of {each}")
         guidance = stage.sampler.guidance
         self.student = self._parted(model.student(self.lora, guidance, seed, start))
         if stage.checkpointing:
@@ -130,8 +133,9 @@ class Trainer:
             meter=Meter(),
             descend=self._descend if self.method.inner > 1 else self._refuse,
             gather=team.gather,
-            # A GPU is busy anyway, and would hold more graphs; `inner` steps move the weights between losses.
-            threads=model.device.type == "cpu" and self.method.inner == 1,
+            # A GPU is busy anyway, and would hold more graphs; `inner` steps move the weights between losses, and
+            # policies on shared weights switch them.
+            threads=model.device.type == "cpu" and self.method.inner == 1 and not team.shards,
             weights=dict(stage.rewards),
         )
 
@@ -141,19 +145,20 @@ class Trainer:
     def run(self, report: Report) -> Adapter:
         """Train to the end; `report` gets one line of figures an update. Returns the averaged adapter."""
         last = time.perf_counter()
-        for update in range(self.state.update, self.stage.updates):
-            line = self.update(update)
-            now = time.perf_counter()
-            meter = self.state.meter
-            meter.seconds, last = meter.seconds + now - last, now
-            meter.peak_mib = max(meter.peak_mib, peak_mib(self.model.device.type))
-            line |= {"forwards": meter.total(), "seconds": round(meter.seconds, 3)}
-            self.state.update = update + 1
-            if self.team.leads:
-                self.lines.append(json.dumps(line) + "\n")
-                report(line)
-            if (update + 1) % CHECKPOINT_EVERY == 0 or update + 1 == self.stage.updates:
-                self._save()
+        with self.model.divided():
+            for update in range(self.state.update, self.stage.updates):
+                line = self.update(update)
+                now = time.perf_counter()
+                meter = self.state.meter
+                meter.seconds, last = meter.seconds + now - last, now
+                meter.peak_mib = max(meter.peak_mib, peak_mib(self.model.device.type))
+                line |= {"forwards": meter.total(), "seconds": round(meter.seconds, 3)}
+                self.state.update = update + 1
+                if self.team.leads:
+                    self.lines.append(json.dumps(line) + "\n")
+                    report(line)
+                if (update + 1) % CHECKPOINT_EVERY == 0 or update + 1 == self.stage.updates:
+                    self._save()
         return Adapter(self.state.average, self.lora)
 
     def batch(self, update: int) -> Batch:
@@ -213,7 +218,7 @@ class Trainer:
         _blend(self.state.average, now, min(self.stage.ema, (1 + update) / (10 + update)))
         if self.actors.old is not None:
             _blend(self.state.old, now, self.method.old_decay(update))
-            adapters.fold(self.actors.old.network, self.model.base, Adapter(self.state.old, self.lora))
+            self.model.move(self.actors.old, Adapter(self.state.old, self.lora))
 
     def _save(self) -> None:
         """One file with everything that the next update needs, whole or not at all; before it, the log's new lines."""

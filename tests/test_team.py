@@ -8,18 +8,22 @@ import signal
 import subprocess
 import sys
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
 from command import opdbench
 
 from opdbench.adapters import Adapter
+from opdbench.config import Stage
+from opdbench.errors import UserError
 from opdbench.evaluate import BATCH
 from opdbench.record import RunRecord
 from opdbench.team import ALONE, Team
 from opdbench.tiny.prompts import ocr_prompts
 from opdbench.tiny.render import render
 from opdbench.tiny.scenes import draw_scene
+from opdbench.trainer import Trainer
 
 RECIPE = """
 description = "A small stage of each kind of loss"
@@ -54,10 +58,33 @@ sampler = { name = "flow-sde", noise_level = 0.7, steps = 3, guidance = 1.0 }
 gradient's sign, which for entries that are nearly zero, as a trained adapter has, is that of a rounding error."""
 
 
+DIVIDED = """
+[[stage]]
+name = "teacher-{task}"
+method = "nft"
+prompts = 4
+updates = 2
+images = 2
+[[stage]]
+name = "student"
+method = "opd"
+prompts = 4
+teacher = "teacher-{task}"
+updates = 3
+"""
+
+
 @pytest.mark.parametrize(("count", "size"), [(7, 2), (3, 3), (1, 2), (64, 5)])
 def test_shares_cover_without_overlap(count, size):
     rows = [row for rank in range(size) for row in Team(rank, size).share(count)]
-    assert rows == list(range(count))
+    assert sorted(rows) == list(range(count))
+
+
+def test_weights_are_divided_by_processes_that_walk_equally_often_only(model, tmp_path):
+    sides = dict.fromkeys(("left", "right"), SimpleNamespace(prompts=lambda split: []))
+    one = Stage("s", "nft", tuple(sides), prompts=6, images=2)
+    with pytest.raises(UserError, match="6 prompts; FSDP wants a multiple of 2 processes times 2 tasks"):
+        Trainer(one, 0, model, sides, {}, tmp_path, team=Team(0, 2, shards=True))
 
 
 def test_alone_nothing_is_sent():
@@ -69,9 +96,9 @@ def test_alone_nothing_is_sent():
     assert ALONE.leads
 
 
-def by_two(*args):
+def by_two(*args, **more):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "opdbench"]
-    settings = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    settings = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"} | more
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([*launch, *map(str, args)], env=os.environ | settings, text=True, **pipes)
 
@@ -129,6 +156,25 @@ def test_two_processes_train_what_one_does_and_one_goes_on_where_two_were_killed
         assert gap(adapter, two[stage][0]) < 1e-5, stage
         assert meter == two[stage][1]
         assert losses == pytest.approx(two[stage][2], rel=1e-5, abs=1e-6)
+
+
+def test_two_processes_that_divide_the_weights_train_and_score_what_one_does(tmp_path):
+    """FSDP as `accelerate launch --use_fsdp` asks for it: teacher, old policy and student on one divided network."""
+    (tmp_path / "each.toml").write_text(RECIPE.partition("[[stage]]")[0] + DIVIDED)
+    asked = [*words(tmp_path), "--tasks", "ocr"]
+    with by_two(*asked, "--out", tmp_path / "two", ACCELERATE_USE_FSDP="true") as run:
+        text = run.communicate(timeout=200)[1]
+    assert run.returncode == 0, text
+    assert opdbench(*asked, "--out", tmp_path / "one").returncode == 0
+    one, two = students(tmp_path / "one"), students(tmp_path / "two")
+    assert len(one) == 2
+    for stage, (adapter, meter, losses) in one.items():
+        assert gap(adapter, two[stage][0]) < 1e-5, stage
+        assert meter == two[stage][1]
+        assert losses == pytest.approx(two[stage][2], rel=1e-5, abs=1e-6)
+    records = [RunRecord.load(next((tmp_path / name).glob("each-*"))) for name in ("one", "two")]
+    values = [[c.estimate.value for p in record.policies for c in p.cells] for record in records]
+    assert values[0] == pytest.approx(values[1], abs=0.3)  # one prompt a task, whose picture may just miss
 
 
 def test_two_processes_score_the_rows_of_one(tmp_path):
