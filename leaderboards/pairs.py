@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from opdbench.errors import UserError
 from opdbench.leaderboards.runs import Group, Run, cell_of
-from opdbench.record import read_rows
+from opdbench.record import Cell, read_rows
 from opdbench.stats import FloatArray, detectable, holm, t_test
 
 ALPHA = 0.05
@@ -119,55 +119,62 @@ class Column:
 
 
 def compare_task(task: str, groups: Sequence[Group]) -> Column:
-    """Compare the results of all groups that have rows on the task, every one with every other."""
-    entries: list[tuple[int, int, Path]] = []
-    named: list[Group] = []
-    sign = 1.0
-    for group in groups:
-        found = [(run.record.seed, path) for run in group.runs if (path := _scored(run, task)) is not None]
-        if found:
-            entries += [(len(named), seed, path) for seed, path in found]
-            named.append(group)
-            result = group.runs[0].result
-            cell = cell_of(result, task) if result else None
-            sign = 1.0 if cell is None or cell.higher_is_better else -1.0
-    if len(named) < 2:
+    """Compare the results of all groups that have scores on the task, every one with every other.
+
+    Where every picture was scored, the runs' values say all that a test over seeds needs, and rows may be absent.
+    """
+    results = [(group, run, cell) for group in groups for run in group.runs if (cell := _cell(run, task)) is not None]
+    rows_of = [run.samples(run.result.name, task) for _, run, _ in results if run.result]
+    bare = not any(cell.estimate.unscored for _, _, cell in results) and not all(path.exists() for path in rows_of)
+    if not bare:
+        results = [one for one, path in zip(results, rows_of, strict=True) if path.exists()]
+    labels = list(dict.fromkeys(group.label for group, _, _ in results))
+    if len(labels) < 2:
         return Column(task, (), {}, 0, 0)
-    rows = align([path for _, _, path in entries])
-    seeds = {seed: k for k, seed in enumerate(sorted({seed for _, seed, _ in entries}))}
-    place = np.full((len(named), len(seeds)), -1)
-    for number, (group_number, seed, _) in enumerate(entries):
-        place[group_number, seeds[seed]] = number
-    labels = [group.label for group in named]
-    size = rows.values.shape[1]
-    pairs = _pairs(task, labels, sign, rows, place) if size else []
+    seeds = sorted({run.record.seed for _, run, _ in results})
+    place = np.full((len(labels), len(seeds)), -1)
+    for number, (group, run, _) in enumerate(results):
+        place[labels.index(group.label), seeds.index(run.record.seed)] = number
+    sign = 1.0 if results[-1][2].higher_is_better else -1.0
+    if bare:
+        means, rows = np.array([cell.estimate.value for _, _, cell in results], float), None
+        size, left_out = max(cell.estimate.n for _, _, cell in results), 0
+    else:
+        rows = align([path for path in rows_of if path.exists()])
+        means, size, left_out = rows.means(), rows.values.shape[1], rows.left_out
+    pairs = _pairs(task, labels, sign * means, rows and rows.parts(), place) if size else []
     compared = {label for pair in pairs for label in (pair.first, pair.second)}
     ranks = {label: 1 for label in labels if label in compared}
     for pair in pairs:
         if pair.differ:
             ranks[pair.second if pair.difference > 0 else pair.first] += 1
-    return Column(task, tuple(pairs), ranks, size, rows.left_out)
+    return Column(task, tuple(pairs), ranks, size, left_out)
 
 
-def _scored(run: Run, task: str) -> Path | None:
-    """File of the result's rows; None if there is none or nothing in it was scored."""
-    result = run.result
-    cell = cell_of(result, task) if result else None
-    if result is None or cell is None or cell.estimate.value is None:
-        return None
-    path = run.samples(result.name, task)
-    return path if path.exists() else None
+def _cell(run: Run, task: str) -> Cell | None:
+    """The result's number; None if nothing was scored."""
+    cell = cell_of(run.result, task) if run.result else None
+    return cell if cell is not None and cell.estimate.value is not None else None
 
 
-def _pairs(task: str, labels: Sequence[str], sign: float, rows: Rows, place: IntArray) -> list[Pair]:
-    """Every pair of labels with a common seed; `place[label, seed]` is a row of `rows`, or -1."""
+def _pairs(
+    task: str,
+    labels: Sequence[str],
+    means: FloatArray,
+    parts: tuple[FloatArray, int] | None,
+    place: IntArray,
+) -> list[Pair]:
+    """Every pair of labels with a common seed, or with two where there are no rows' `parts`.
+
+    `place[label, seed]` is a run's number in `means` and `parts`, or -1.
+    """
     first, second = np.triu_indices(len(labels), 1)
     common = (place[first] >= 0) & (place[second] >= 0)
-    keep = common.any(1)
+    keep = common.sum(1) >= (1 if parts else 2)
     first, second, common = first[keep], second[keep], common[keep]
     if not len(first):
         return []
-    means, (terms, freedom) = sign * rows.means(), rows.parts()
+    terms, freedom = parts or (np.zeros((len(means), 1)), 0)
     gaps = np.where(common, means[place[first]] - means[place[second]], 0.0)
     seeds = common.sum(1)
     value = gaps.sum(1) / seeds

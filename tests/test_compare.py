@@ -132,8 +132,22 @@ def test_equal_methods_are_told_apart_as_rarely_as_the_level_says(tmp_path):
     for _ in range(trials):
         values = 0.5 + rng.normal(0, 0.05, (12, 1)) + rng.normal(0, 0.2, (12, 30))
         rows = pairs.Rows(values, np.zeros(30, np.int64), np.arange(30), 0)
-        alarms += any(p.differ for p in pairs._pairs("t", list("abc"), 1.0, rows, place))
+        alarms += any(p.differ for p in pairs._pairs("t", list("abc"), rows.means(), rows.parts(), place))
     assert alarms / trials < ALPHA + 4 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
+
+
+def test_records_without_rows_are_compared_over_seeds_alike(runs, tmp_path):
+    """As the leaderboard is kept; where a picture was lost, rows have to say which."""
+    bare = [replace(run, folder=tmp_path) for run in runs]
+    full, found = compare_task("ocr", group_runs(runs)), compare_task("ocr", group_runs(bare))
+    assert dict(found.ranks) == dict(full.ranks)
+    for one, other in zip(found.pairs, full.pairs, strict=True):
+        assert (one.first, one.second, one.unit, one.count) == (other.first, other.second, "seeds", 5)
+        assert (one.difference, one.se, one.p_holm) == pytest.approx((other.difference, other.se, other.p_holm))
+    assert compare_task("ocr", group_runs([run for run in bare if run.record.seed == 0])).pairs == ()
+    lost = load_runs([make_run(tmp_path, "lost", k, replace(World(), unscored=1)) for k in (0, 1)])
+    absent = [replace(run, folder=tmp_path) for run in lost]
+    assert {p.first for p in compare_task("ocr", group_runs([*runs, *absent])).pairs} <= {"even", "good", "same"}
 
 
 def test_methods_without_a_common_seed_are_not_ranked(tmp_path):
