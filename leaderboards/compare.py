@@ -104,7 +104,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """Compare finished runs; `UserError` if their numbers may not share a column."""
     groups = group_runs(runs)
     tasks = task_names(groups)
-    spares = _mean_teachers(groups)
+    spares = mean_teachers(runs)
     columns = [compare_task(task, groups) for task in tasks]
     ranks = {(column.task, label): rank for column in columns for label, rank in column.ranks.items()}
     scores = []
@@ -152,10 +152,10 @@ def share(record: RunRecord, policy: PolicyResult, task: str, spare: float | Non
     return (cell.estimate.value - base) / gain
 
 
-def _mean_teachers(groups: Sequence[Group]) -> dict[str, float]:
+def mean_teachers(runs: Iterable[Run]) -> dict[str, float]:
     """Mean score of all runs' teachers by task: the scale of methods that have no teachers."""
     found: dict[str, list[float]] = defaultdict(list)
-    for policy in (p for group in groups for run in group.runs for p in run.record.policies if p.role == "teacher"):
+    for policy in (p for run in runs for p in run.record.policies if p.role == "teacher"):
         for cell in policy.cells:
             if cell.trained and cell.estimate.value is not None:
                 found[cell.task].append(cell.estimate.value)

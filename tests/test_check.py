@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from records import ENVIRONMENT, World, make_run, make_runs
 from typer.testing import CliRunner
@@ -13,7 +14,7 @@ from opdbench import cli, runtime
 from opdbench.errors import UserError
 from opdbench.leaderboards import check as checks
 from opdbench.leaderboards import repeat
-from opdbench.leaderboards.claims import Claim, judge_claims, shipped_claims
+from opdbench.leaderboards.claims import GAIN, Claim, judge_claims, shipped_claims
 from opdbench.leaderboards.reference import Reference, expect, refuse
 from opdbench.leaderboards.runs import load_runs
 from opdbench.leaderboards.verdict import Finding, exit_code
@@ -261,4 +262,30 @@ def test_a_claim_about_two_configurations_is_not_comparable(tmp_path):
 
 
 def test_shipped_claims_are_read():
-    assert {claim.task for claim in shipped_claims()} == {"ocr", "geneval"}
+    assert {claim.task for claim in shipped_claims()} == {"ocr", "geneval", GAIN}
+
+
+def test_the_gain_is_shared_by_one_scale_and_claims_under_a_preset_wait_for_its_runs(tmp_path):
+    worse = World(levels={"base": 0.4, "teacher": 0.8, "student": 0.6}, taught=False)
+    claims = [Claim("gain", "opd+half", "rl+half", GAIN)]
+    assert judge_claims(claims, load_runs(make_runs(tmp_path, ["opd"], 3))) == []
+    runs = load_runs([*make_runs(tmp_path, ["opd+half"], 5), *make_runs(tmp_path, ["rl+half"], 5, worse)])
+    tasks = World().learnt
+    goals = {task: np.mean([value(r, "teacher", task) for r in runs if "opd" in r.record.method]) for task in tasks}
+    gains = {
+        run.record.method: np.mean([
+            (value(r, "student", task) - value(r, "base", task)) / (goals[task] - value(r, "base", task))
+            for r in runs for task in tasks if r.record.method == run.record.method
+        ])
+        for run in runs
+    }  # fmt: skip
+    (found,) = judge_claims(claims, runs)
+    assert found.verdict == "reproduced"
+    assert f"{gains['opd+half'] - gains['rl+half']:+.4f} ± " in found.detail
+    assert "opdbench run --method opd --preset half" in found.command
+
+
+def value(run, role, task):
+    """The score of the policy of a role, for a teacher the task's own."""
+    cells = [(p, c) for p in run.record.policies for c in p.cells if p.role == role and c.task == task]
+    return next(c.estimate.value for p, c in cells if role != "teacher" or c.trained)
