@@ -137,12 +137,12 @@ def compare_task(task: str, groups: Sequence[Group]) -> Column:
         place[labels.index(group.label), seeds.index(run.record.seed)] = number
     sign = 1.0 if results[-1][2].higher_is_better else -1.0
     if bare:
-        means, rows = np.array([cell.estimate.value for _, _, cell in results], float), None
         size, left_out = max(cell.estimate.n for _, _, cell in results), 0
+        pairs = _pairs(task, labels, sign * np.array([cell.estimate.value for _, _, cell in results]), None, place)
     else:
         rows = align([path for path in rows_of if path.exists()])
-        means, size, left_out = rows.means(), rows.values.shape[1], rows.left_out
-    pairs = _pairs(task, labels, sign * means, rows and rows.parts(), place) if size else []
+        size, left_out = rows.values.shape[1], rows.left_out
+        pairs = _pairs(task, labels, sign * rows.means(), rows.parts(), place) if size else []
     compared = {label for pair in pairs for label in (pair.first, pair.second)}
     ranks = {label: 1 for label in labels if label in compared}
     for pair in pairs:

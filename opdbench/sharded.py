@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch.distributed as dist
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -56,8 +57,6 @@ class ShardedModel(Model):
     def __init__(self, source: str = TINY, device: str | None = None, resolution: int = 0) -> None:
         """Load as `Model` does, then divide every block of the denoiser among the processes."""
         super().__init__(source, device, resolution)
-        import torch.distributed as dist
-
         mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
         self._parts: list[FSDPModule] = [
             fully_shard(part, mesh=mesh) for part in (*self.base.transformer_blocks, self.base)
