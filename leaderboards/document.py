@@ -145,11 +145,13 @@ def _score_text(score: Score | None) -> Text:
 def aggregate_block(comparison: Comparison) -> Block:
     """Teacher-normalised aggregates and forgetting."""
     tasks = comparison.tasks
-    shares = {(s.label, s.task): s.share for s in comparison.scores if s.role == "student" and s.trained}
+    shares = {(s.label, s.task): s.share for s in comparison.scores if s.role == "student"}
     rows = []
     for entry in comparison.entries:
         worst = "-" if entry.worst is None else f"{short(entry.worst[0])}: {figure_text(entry.worst[1])}"
-        each = [figure_text(shares.get((entry.label, task), Figure(None))) for task in tasks]
+        # Of all tasks that the method learnt, whichever stage of a cascade the result is.
+        learnt = {task: shares[entry.label, task] for task in entry.tasks if (entry.label, task) in shares}
+        each = [figure_text(learnt.get(task, Figure(None))) for task in tasks]
         lost = [figure_text(entry.forgetting.get(task, Figure(None)), "+") for task in tasks]
         seeds = ", ".join(map(str, entry.seeds))
         texts = [short(entry.label), seeds, figure_text(entry.score), worst, *each, *lost]

@@ -25,7 +25,7 @@ from opdbench.core import Estimate, Meter, Sample
 from opdbench.errors import UserError
 from opdbench.leaderboards.compare import compare
 from opdbench.leaderboards.cost import CostToGoal, cost, cost_to_goal
-from opdbench.leaderboards.document import blocks, figure_text, quantity
+from opdbench.leaderboards.document import aggregate_block, blocks, figure_text, quantity
 from opdbench.leaderboards.formats import RENDERERS, as_csv, visible
 from opdbench.leaderboards.pairs import ALPHA, align, compare_task
 from opdbench.leaderboards.published import find, published, published_blocks
@@ -80,6 +80,18 @@ def test_groups_of_one_method_are_told_apart_by_what_differs(runs, changes, labe
         config["recipe"]["stages"][-1] |= {"ema": 0.9} | change
         few.append(replace(runs[0], record=replace(runs[0].record, config=config, group=8 * str(k))))
     assert sorted(group.label for group in group_runs(few)) == sorted(labels)
+
+
+def test_a_cascades_result_has_a_share_of_every_task_that_the_method_learnt(runs):
+    last = []
+    for run in runs[:5]:
+        result = run.result
+        cells = tuple(replace(cell, trained=cell.task == "geneval") for cell in result.cells)
+        others = [policy for policy in run.record.policies if policy is not result]
+        last.append(replace(run, record=replace(run.record, policies=(*others, replace(result, cells=cells)))))
+    before, after = (aggregate_block(compare(some)) for some in (runs[:5], last))
+    assert before.rows == after.rows
+    assert {"ocr", "geneval"} < set(after.columns)
 
 
 def test_ranks_tie_where_nothing_is_seen(runs):
