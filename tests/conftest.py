@@ -11,10 +11,16 @@ from opdbench.runtime import quiet_libraries
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a hub
 quiet_libraries()  # as every command: a test that runs one in this process wants the bits of one apart
 
+LONGEST = ("test_team.py", "test_cluster.py", "test_cli.py", "test_jobs.py", "test_resume.py", "test_report.py")
+"""Files that start processes; a worker takes one file at a time, and these come first, so that none is last alone."""
 SPREAD = 0.5
 """Standard deviation of the analytic flow's data."""
 SIGMAS = [1.0, 0.9, 0.75, 0.5, 0.2, 0.0]
 TASKS = ("left", "right")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def slope(t):

@@ -37,6 +37,9 @@ alpha = 8
 sampler = { name = "ode", steps = 3, guidance = 1.0 }
 eval_sampler = { name = "ode", steps = 2, guidance = 1.0 }
 prompts = 3
+[judges]
+ocr = "ocr"
+geneval = "geneval"
 [[stage]]
 name = "start"
 method = "opd"
@@ -59,6 +62,8 @@ gradient's sign, which for entries that are nearly zero, as a trained adapter ha
 
 
 DIVIDED = """
+[judges]
+preference = "preference"
 [[stage]]
 name = "teacher-{task}"
 method = "nft"
@@ -160,8 +165,8 @@ def test_two_processes_train_what_one_does_and_one_goes_on_where_two_were_killed
 
 def test_two_processes_that_divide_the_weights_train_and_score_what_one_does(tmp_path):
     """FSDP as `accelerate launch --use_fsdp` asks for it: teacher, old policy and student on one divided network."""
-    (tmp_path / "each.toml").write_text(RECIPE.partition("[[stage]]")[0] + DIVIDED)
-    asked = [*words(tmp_path), "--tasks", "ocr"]
+    (tmp_path / "each.toml").write_text(RECIPE.partition("[judges]")[0] + DIVIDED)
+    asked = [*words(tmp_path), "--tasks", "preference"]
     with by_two(*asked, "--out", tmp_path / "two", ACCELERATE_USE_FSDP="true") as run:
         text = run.communicate(timeout=200)[1]
     assert run.returncode == 0, text
@@ -174,7 +179,8 @@ def test_two_processes_that_divide_the_weights_train_and_score_what_one_does(tmp
         assert losses == pytest.approx(two[stage][2], rel=1e-5, abs=1e-6)
     records = [RunRecord.load(next((tmp_path / name).glob("each-*"))) for name in ("one", "two")]
     values = [[c.estimate.value for p in record.policies for c in p.cells] for record in records]
-    assert values[0] == pytest.approx(values[1], abs=0.3)  # one prompt a task, whose picture may just miss
+    assert len(values[0]) == 3
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
 
 
 def test_two_processes_score_the_rows_of_one(tmp_path):
