@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,7 +91,7 @@ def _follow(plan: Plan, most: int | None) -> None:
     while True:
         while (most is None or len(going) < most) and (job := plan.next()) is not None:
             task = _do.options(**room, max_retries=RETRIES)
-            going[task.remote(pickle.dumps(job.work), job.key, board, str(Path.cwd()), settings)] = job
+            going[task.remote([ray.put(job.work)], job.key, board, str(Path.cwd()), settings)] = job
         if not going:
             return
         ready, _ = ray.wait(list(going), timeout=POLL)
@@ -143,12 +142,15 @@ class _Remote:
 
 
 @ray.remote
-def _do(work: bytes, key: str, board: Any, folder: str, settings: Mapping[str, str]) -> str:
-    """Do a job in this worker; why it failed, or "". Torch comes with the unpickled work, after the settings."""
+def _do(held: Sequence[Any], key: str, board: Any, folder: str, settings: Mapping[str, str]) -> str:
+    """Do the job that a reference in a list holds; why it failed, or "".
+
+    Ray resolves no reference within a list, so torch, which the work brings, comes after the settings.
+    """
     os.environ.update(settings)
     quiet_libraries()
     try:
         os.chdir(folder)
     except OSError as error:
         return f"its machine has no folder {folder!r} ({error.strerror}); the machines of a cluster share their files"
-    return attempt(pickle.loads(work), _Remote(board, key))  # noqa: S301
+    return attempt(ray.get(held[0]), _Remote(board, key))
