@@ -217,3 +217,14 @@ def test_a_stage_whose_pictures_go_through_in_parts_trains_the_same(trainer, sma
         assert {key: line[key] for key in expected[k]} == pytest.approx(expected[k], rel=1e-4)
     assert max(seen) <= 3
     assert parted.state.meter.forwards == whole.state.meter.forwards
+
+
+@pytest.mark.parametrize("name", ["opd", "nft"])
+def test_doing_several_things_at_once_changes_no_bit(trainer, name):
+    found = []
+    for threads in (True, False):
+        one = trainer(dataclasses.replace(STAGES[name], updates=4), f"threads-{threads}")
+        assert one.actors.threads  # these methods take one optimizer step an update, on a CPU
+        one.actors.threads = threads
+        found.append(one.run(lambda line: None).digest())
+    assert found[0] == found[1]
