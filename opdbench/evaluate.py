@@ -16,13 +16,15 @@ from .core import Evaluator, Meter, Prompt, Sample, Sampler, Score, compares, me
 from .flow import transitions
 from .model import Model, Policy
 from .record import read_samples, write_samples
-from .runtime import peak_mib
+from .runtime import behind, peak_mib
 from .team import ALONE, Team
 from .walk import Noise, sample
 
 BATCH = 64
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
+M = TypeVar("M")
+Pair = tuple[Prompt, int]
 
 
 def choose(items: Sequence[T], limit: int | None) -> list[T]:
@@ -43,7 +45,7 @@ def column_key(evaluator: Evaluator, prompts: Sequence[Prompt], sampler: Sampler
     return f"{metric_key(evaluator)} {prompt_hash(prompts)} {walk_key} {str(model.dtype).removeprefix('torch.')}"
 
 
-def generate(model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[tuple[Prompt, int]]) -> list[Image.Image]:
+def generate(model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[Pair]) -> list[Image.Image]:
     """Pictures of (prompt, index) pairs; noise depends on the pair only, so methods are paired."""
     keys = [f"evaluation/{prompt.id}/{index}" for prompt, index in pairs]
     noise = Noise(keys, model.latent_shape, model.device)
@@ -67,7 +69,8 @@ def cut(items: Sequence[T], size: int, same: Callable[[T], object] | None = None
 def write_parts(
     parts: Sequence[Sequence[T]],
     target: Path,
-    score: Callable[[Sequence[T]], list[Sample]],
+    make: Callable[[Sequence[T]], M],
+    score: Callable[[Sequence[T], M], list[Sample]],
     progress: Progress,
     share: tuple[int, int] = (0, 1),
 ) -> None:
@@ -76,15 +79,20 @@ def write_parts(
     Args:
         parts: what to score, as `cut` makes them.
         target: file that the parts are for.
-        score: rows of a part.
+        make: the pictures of a part; while they are made, those of the part before are scored.
+        score: rows of a part with its pictures.
         progress: told how many items are done.
         share: `(k, n)` for every n-th part from the k-th, so that n processes can share the work.
     """
     done = list(accumulate(len(part) for part in parts))
-    for number in range(share[0], len(parts), share[1]):
-        place = _part(target, number)
-        if not place.exists():
-            write_samples(place, score(parts[number]))
+    missing = [n for n in range(share[0], len(parts), share[1]) if not _part(target, n).exists()]
+
+    def write(made: tuple[int, M]) -> int:
+        number, pictures = made
+        write_samples(_part(target, number), score(parts[number], pictures))
+        return number
+
+    for number in behind(((n, make(parts[n])) for n in missing), write):
         progress(done[number], done[-1])
 
 
@@ -95,12 +103,13 @@ def _part(target: Path, number: int) -> Path:
 def score_in_parts(
     parts: Sequence[Sequence[T]],
     target: Path,
-    score: Callable[[Sequence[T]], list[Sample]],
+    make: Callable[[Sequence[T]], M],
+    score: Callable[[Sequence[T], M], list[Sample]],
     progress: Progress,
     team: Team = ALONE,
 ) -> list[Sample]:
     """Rows of all parts in `target`; finished parts are kept, so a killed run goes on, with any number of processes."""
-    write_parts(parts, target, score, progress, (team.rank, team.size))
+    write_parts(parts, target, make, score, progress, (team.rank, team.size))
     team.wait()
     if team.leads:
         files = [_part(target, number) for number in range(len(parts))]
@@ -135,25 +144,18 @@ def evaluate(
     pairs = [(p, k) for p in prompts for k in range(p.images)]
     parts = cut(pairs, BATCH, (lambda pair: pair[0].id) if compares(evaluator) else None)
 
-    def score(part: Sequence[tuple[Prompt, int]]) -> list[Sample]:
-        return _score(model, policy, sampler, evaluator, part, meter)
-
-    return score_in_parts(parts, target, score, progress, team)
-
-
-def _score(
-    model: Model,
-    policy: Policy,
-    sampler: Sampler,
-    evaluator: Evaluator,
-    pairs: Sequence[tuple[Prompt, int]],
-    meter: Meter,
-) -> list[Sample]:
     start = time.perf_counter()
-    images = [image for part in cut(pairs, BATCH) for image in generate(model, policy, sampler, part)]
-    scores = evaluator.score(images, [prompt for prompt, _ in pairs])
-    meter.count("evaluation", len(pairs) * sampler.steps, policy.passes)
-    meter.images += len(pairs)
+
+    def make(part: Sequence[Pair]) -> list[Image.Image]:
+        meter.count("evaluation", len(part) * sampler.steps, policy.passes)
+        return [image for some in cut(part, BATCH) for image in generate(model, policy, sampler, some)]
+
+    def score(part: Sequence[Pair], images: list[Image.Image]) -> list[Sample]:
+        meter.images += len(part)
+        scores = evaluator.score(images, [prompt for prompt, _ in part])
+        return [make_row(evaluator, prompt, k, score) for (prompt, k), score in zip(part, scores, strict=True)]
+
+    rows = score_in_parts(parts, target, make, score, progress, team)
     meter.seconds += time.perf_counter() - start
     meter.peak_mib = max(meter.peak_mib, peak_mib(model.device.type))
-    return [make_row(evaluator, prompt, k, score) for (prompt, k), score in zip(pairs, scores, strict=True)]
+    return rows

@@ -19,6 +19,7 @@ from torch import Tensor
 from .core import Evaluator, Meter, Prompt, Sampler, judges
 from .flow import Transition
 from .model import Condition, Model, Policy
+from .runtime import behind
 from .walk import Noise, Step, walk
 
 NAN = float("nan")
@@ -51,6 +52,11 @@ class Batch:
     def rows_by_task(self) -> Mapping[str, Tensor]:
         """Row numbers of each task's pictures."""
         return self._rows
+
+    def whole_prompts(self, most: int) -> Iterator[slice]:
+        """Consecutive rows: of as many prompts as make at most `most` pictures, but of one at least; of all if 0."""
+        size = max(1, most // self.images) * self.images if most else len(self)
+        return (slice(first, min(first + size, len(self))) for first in range(0, len(self), size))
 
     @cached_property
     def _rows(self) -> Mapping[str, Tensor]:
@@ -134,36 +140,47 @@ class Actors:
     def rollout(self, batch: Batch, steps: Sequence[Transition] | None = None) -> Rollout:
         """Walk the old policy (the student if there is none), decode, and score by task.
 
+        Where not all pictures go through at once, some prompts' are scored while the next ones' are walked.
         `steps` are walked instead of the stage's own.
         """
-        policy = self.old or self.student
-        taken = list(walk(policy.at(batch.condition), batch.noise, self.steps if steps is None else steps))
-        latents = taken[-1].next_x
-        self.meter.count("rollout", len(batch) * len(taken), policy.passes)
-        images = [image for part in latents.split(policy.at_once or len(batch)) for image in self.model.decode(part)]
-        parts = self._judge(images, batch.prompts)
+        policy, walked = self.old or self.student, self.steps if steps is None else steps
         rewards = torch.zeros(len(batch))
-        for task, (rows, values) in parts.items():
-            rewards[rows] += self.weights.get(task, 1.0) * values
-        self.reward = float(torch.cat(self.gather(rewards)).nanmean())
-        path = [step for step in taken if step.transition.std > 0]
-        whole = {
-            task: torch.full((len(batch),), NAN).index_put((rows,), values) for task, (rows, values) in parts.items()
-        }
-        device = latents.device
-        return Rollout(latents, rewards.to(device), path, {task: part.to(device) for task, part in whole.items()})
+        parts = {task: torch.full((len(batch),), NAN) for task in self.weights or batch.rows_by_task()}
+        taken: list[list[Step]] = []
 
-    def _judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> dict[str, tuple[Tensor, Tensor]]:
-        """By task, the rows that it pays for and its rewards there, NaN where it could not say."""
-        found = {}
+        def make() -> Iterator[tuple[slice, Tensor]]:
+            for rows in batch.whole_prompts(policy.at_once):
+                condition, noise = batch.condition[rows], batch.noise[rows]
+                taken.append(list(walk(policy.at(condition), noise, walked)))
+                yield rows, taken[-1][-1].next_x
+
+        def judge(made: tuple[slice, Tensor]) -> None:
+            rows, latents = made
+            most = policy.at_once or len(batch)
+            images = [image for part in latents.split(most) for image in self.model.decode(part)]
+            for task, picked, values in self._judge(images, batch.prompts[rows]):
+                parts[task][rows.start + picked] = values
+                rewards[rows.start + picked] += self.weights.get(task, 1.0) * values
+
+        for _ in behind(make(), judge):
+            pass
+        self.meter.count("rollout", len(batch) * len(walked), policy.passes)
+        self.reward = float(torch.cat(self.gather(rewards)).nanmean())
+        whole = [Step.join(step) for step in zip(*taken, strict=True)]
+        latents = whole[-1].next_x
+        path = [step for step in whole if step.transition.std > 0]
+        device = latents.device
+        return Rollout(latents, rewards.to(device), path, {task: part.to(device) for task, part in parts.items()})
+
+    def _judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Of each task, the rows that it pays for and its rewards there, NaN where it could not say."""
         for task in self.weights or dict.fromkeys(prompt.task for prompt in prompts):
             judge = self.evaluators[task]
             rows = [k for k, p in enumerate(prompts) if p.task == task or (self.weights and judges(judge, p))]
             scores = judge.score([images[k] for k in rows], [prompts[k] for k in rows])
             self.meter.images += len(rows)
             values = [NAN if score.reward is None else score.reward for score in scores]
-            found[task] = (torch.tensor(rows), torch.tensor(values))
-        return found
+            yield task, torch.tensor(rows, dtype=torch.long), torch.tensor(values)
 
 
 class Method(Protocol):

@@ -39,7 +39,7 @@ class Condition:
     states: Tensor
     pooled: Tensor
 
-    def __getitem__(self, rows: Tensor) -> Condition:
+    def __getitem__(self, rows: Tensor | slice) -> Condition:
         return Condition(self.states[rows], self.pooled[rows])
 
 

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from .errors import UserError
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def check_writable(out: Path) -> None:
@@ -137,8 +138,28 @@ def quiet_libraries() -> None:
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
     """The same items, each made in a second thread while the one before it is in use."""
-    with ThreadPoolExecutor(1) as pool:
+    with _second_thread() as pool:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:
             coming = pool.submit(next, items, None)
             yield item
+
+
+def behind(items: Iterable[T], work: Callable[[T], U]) -> Iterator[U]:
+    """`work` of each item, done in a second thread while this one makes the next item."""
+    with _second_thread() as pool:
+        last = None
+        for item in items:
+            if last is not None:
+                yield last.result()
+            last = pool.submit(work, item)
+        if last is not None:
+            yield last.result()
+
+
+def _second_thread() -> ThreadPoolExecutor:
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return ThreadPoolExecutor(1)
+    return ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(torch.cuda.current_device(),))

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from .config import digest
 from .console import make_console
 from .core import Evaluator, Meter, Prompt, Sample, Sampler, Score, compares, metric_key
@@ -96,10 +98,10 @@ def evaluate_pictures(
         parts = cut(pictures, BATCH, (lambda one: one.prompt.id) if compares(judge) else None)
         if share:
             if not target.exists():
-                write_parts(parts, target, score, progress, share)
+                write_parts(parts, target, _open, score, progress, share)
             continue
         found = target.exists()
-        samples = read_samples(target) if found else score_in_parts(parts, target, score, progress, team)
+        samples = read_samples(target) if found else score_in_parts(parts, target, _open, score, progress, team)
         if team.leads:
             write_gallery(target.with_suffix(".html"), key, samples, pictures, judge.range[1])
             console.note(f"failures: {target.with_suffix('.html')}")
@@ -160,14 +162,25 @@ def _set_name(prompts: Sequence[Prompt]) -> str:
     return f"{prompts[0].id.rsplit('/', 1)[0]}@{prompt_hash(prompts)}"
 
 
-def _score_pictures(judge: Evaluator, part: Sequence[Picture]) -> list[Sample]:
+def _open(part: Sequence[Picture]) -> list[Image | OSError]:
+    """The pictures, or why they cannot be read."""
+    found: list[Image | OSError] = []
+    for one in part:
+        try:
+            found.append(open_picture(one.path))
+        except OSError as error:
+            found.append(error)
+    return found
+
+
+def _score_pictures(judge: Evaluator, part: Sequence[Picture], opened: Sequence[Image | OSError]) -> list[Sample]:
     """Rows of pictures; one that cannot be opened is unscored and does not reach the judge."""
     images, failures = {}, {}
-    for k, one in enumerate(part):
-        try:
-            images[k] = open_picture(one.path)
-        except OSError as error:
-            failures[k] = Score(None, None, f"cannot read the picture: {error}")
+    for k, one in enumerate(opened):
+        if isinstance(one, OSError):
+            failures[k] = Score(None, None, f"cannot read the picture: {one}")
+        else:
+            images[k] = one
     scores = judge.score(list(images.values()), [part[k].prompt for k in images])
     found = failures | dict(zip(images, scores, strict=True))
     return [make_row(judge, one.prompt, one.index, found[k]) for k, one in enumerate(part)]

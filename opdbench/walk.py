@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +35,12 @@ class Step:
     def __getitem__(self, rows: Tensor) -> Step:
         return Step(self.transition, self.x[rows], self.velocity[rows], self.mean[rows], self.next_x[rows])
 
+    @staticmethod
+    def join(parts: Sequence[Step]) -> Step:
+        """One step of several batches, as one."""
+        names = ("x", "velocity", "mean", "next_x")
+        return Step(parts[0].transition, *(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
 
 class Noise:
     """Gaussian noise keyed per picture, the same for any batch size and number of processes."""
@@ -44,9 +51,15 @@ class Noise:
         seeds = [int.from_bytes(hashlib.sha256(k.encode()).digest()[:7], "big") for k in keys]
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
+    def __getitem__(self, rows: slice) -> Noise:
+        """The noise of some pictures; what it draws is drawn from this one, too."""
+        part = copy(self)
+        part._generators = self._generators[rows]
+        return part
+
     def draw(self) -> Tensor:
         """The next draw of every picture, `(B, C, H, W)`."""
-        draws = torch.stack([torch.randn(self._shape, generator=g) for g in self._generators])
+        draws = torch.stack([torch.randn(self._shape, generator=g, dtype=torch.float32) for g in self._generators])
         if self._device.type == "cuda":
             # From pinned memory the host need not wait for what the device still has to do.
             return draws.pin_memory().to(self._device, non_blocking=True)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from chores import Heard, die, fail, meet, write
 
 from opdbench.errors import UserError
 from opdbench.jobs import Job, run_jobs
+from opdbench.runtime import ahead, behind
 
 
 def chain(path, console, broken=()):
@@ -52,6 +54,17 @@ def test_two_workers_work_at_once(tmp_path):
         Job(str(k), "", frozenset(), partial(meet, *pair), Heard()) for k, pair in enumerate([(one, two), (two, one)])
     ]
     run_jobs(jobs, 2)
+
+
+def test_the_second_thread_works_on_the_first_ones_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
+    chosen = []
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: chosen.append((threading.get_ident(), device)))
+    assert set(behind([None] * 2, lambda item: threading.get_ident())) == {chosen[0][0]}
+    assert list(ahead(iter([1, 2]))) == [1, 2]
+    assert [device for _, device in chosen] == [3, 3]
+    assert threading.get_ident() not in [thread for thread, _ in chosen]
 
 
 SCRIPT = """

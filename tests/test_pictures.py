@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
+from functools import partial
 from random import Random
 
 import pytest
@@ -93,26 +95,50 @@ def test_lines_of_a_file_are_scored_and_a_broken_picture_is_unscored(words, tmp_
     assert "exact" in done.stdout
 
 
+def quiet(done, total):
+    pass
+
+
 def test_a_killed_scoring_goes_on_to_the_same_rows(tmp_path):
     items, asked = list(range(25)), []
 
-    def score(part, broken=None):
+    def make(part):
+        return [10 * k for k in part]
+
+    def score(part, made, broken=None):
+        assert made == make(part)
         for k in part:
             if k == broken:
                 raise KeyboardInterrupt
             asked.append(k)
         return [Sample(str(k), 0, "t", "", k, k, details={"k": k}) for k in part]
 
-    whole = score_in_parts(cut(items, 10), tmp_path / "a.jsonl", score, lambda done, total: None)
+    whole = score_in_parts(cut(items, 10), tmp_path / "a.jsonl", make, score, quiet)
     asked.clear()
     with pytest.raises(KeyboardInterrupt):
-        score_in_parts(cut(items, 10), tmp_path / "b.jsonl", lambda part: score(part, 17), lambda done, total: None)
+        score_in_parts(cut(items, 10), tmp_path / "b.jsonl", make, partial(score, broken=17), quiet)
     assert not (tmp_path / "b.jsonl").exists()
-    resumed = score_in_parts(cut(items, 10), tmp_path / "b.jsonl", score, lambda done, total: None)
+    resumed = score_in_parts(cut(items, 10), tmp_path / "b.jsonl", make, score, quiet)
     assert resumed == whole
     assert [k for k in asked if k < 10] == list(range(10))
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_part_is_scored_while_the_next_is_made(tmp_path):
+    made_next = threading.Event()
+
+    def make(part):
+        if part == [2, 3]:
+            made_next.set()
+        return part
+
+    def score(part, pictures):
+        assert made_next.wait(20)
+        return [Sample(str(k), 0, "t", "", k, k) for k in part]
+
+    rows = score_in_parts(cut(range(6), 2), tmp_path / "a.jsonl", make, score, quiet)
+    assert [row.value for row in rows] == list(range(6))
 
 
 def test_shares_give_the_rows_of_one_process(words, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from dataclasses import replace
 
 import pytest
@@ -182,6 +183,42 @@ def test_rewards_are_added_where_they_are_defined(world):
     assert actors.meter.images == 6
     lost, _ = rollout(world, {"left": 2.0, "right": 0.5}, judges | {"left": _Pays(1.0, lost=(3,))})
     assert lost.rewards.isnan().tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("most", [1, 4, 5])
+def test_some_prompts_are_scored_while_the_next_are_walked(world, most):
+    """Parts of whole prompts, four pictures each; the rollout has the bits of the one that is not cut."""
+    walked, started = threading.Event(), []
+
+    class Watched(world.Flow):
+        at_once = most
+
+        def at(self, condition):
+            started.append(len(condition.pooled))
+            if len(started) == 2:
+                walked.set()
+            return super().at(condition)
+
+    class Waits:
+        def score(self, images, prompts):
+            assert walked.wait(20)
+            return [Score(value, value) for value in (image.sum().item() for image in images)]
+
+    def roll(student, judge):
+        actors = world.actors(student, Sampler("flow-sde", 5, 0.7))
+        actors.evaluators, actors.meter = dict.fromkeys(("left", "right"), judge), Meter()
+        return actors.rollout(world.batch("k", prompts=3, images=4)), actors.meter
+
+    cut, counted = roll(Watched([[0.3, 0.1]] * 2), Waits())
+    assert started == [4, 4, 4]
+    walked.set()
+    whole, expected = roll(world.Flow([[0.3, 0.1]] * 2), Waits())
+    assert counted == expected
+    assert torch.equal(cut.latents, whole.latents)
+    assert torch.equal(cut.rewards, whole.rewards)
+    assert len(cut.path) == len(whole.path) > 0
+    for one, other in zip(cut.path, whole.path, strict=True):
+        assert all(torch.equal(getattr(one, k), getattr(other, k)) for k in ("x", "velocity", "mean", "next_x"))
 
 
 def test_gdpo_gives_each_reward_the_same_say_whatever_its_scale(world):
