@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from opdbench.leaderboards.compare import mean_teachers
+from opdbench.leaderboards.cost import GOAL, cost, cost_to_goal
 from opdbench.leaderboards.pairs import ALPHA
 from opdbench.leaderboards.runs import Run, cell_of
 from opdbench.leaderboards.variance import GradientClaim
@@ -25,7 +26,9 @@ else:
     import tomli as tomllib
 
 
-GAIN = "gain"
+GAIN, COST = "gain", "cost"
+Gap = tuple[float, float]
+"""The least and the greatest that a difference can be: the same, but for costs beyond the budgets that were tried."""
 LEADERBOARD_TASKS = "ocr,geneval,preference"
 
 
@@ -33,7 +36,9 @@ LEADERBOARD_TASKS = "ocr,geneval,preference"
 class Claim:
     """`better` scores above `than` on `task`; each is a method, meaning its result, or method/policy.
 
-    The task `gain` is the mean over the tasks that are learnt of (x - base) / (mean teacher - base).
+    A policy may also be a stage of a cascade. The task `gain` is the mean over the tasks that are learnt of
+    (x - base) / (mean teacher - base), and `cost` the forwards to 90 % of that, fewer being better: linear between
+    the method's runs at several budgets, and else only bounded.
     """
 
     name: str
@@ -59,20 +64,17 @@ def _shipped() -> dict[str, Any]:
 def judge_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Finding]:
     """One finding a claim: reproduced if it holds, diverged if the opposite does, Holm over the claims each way.
 
-    A method that several groups of runs have is ambiguous, and then its claims are not comparable. Claims on
-    methods under a preset (`opd+leaderboard`) are made of runs under it: where there are none, nothing is said.
+    Where methods have runs at several budgets, those that cost most nearly the same are held against each other;
+    if that leaves several, the claim is not comparable. Claims on methods under a preset (`opd+leaderboard`) are
+    made of runs under it: where there are none, nothing is said.
     """
     known = {_preset(run.record.method) for run in runs} | {""}
     claims = [claim for claim in claims if _preset(claim.better) in known]
     gaps = [_gaps(claim, runs) for claim in claims]
-    tested = [k for k, found in enumerate(gaps) if not isinstance(found, str)]
-    means, errors, df = (np.zeros(len(tested)) for _ in range(3))
-    for place, k in enumerate(tested):
-        values = np.array(gaps[k], np.float64)
-        means[place], df[place] = values.mean(), len(values) - 1
-        errors[place] = values.std(ddof=1) / math.sqrt(len(values))
-    holds = dict(zip(tested, holm(t_test(means, errors, df, two_sided=False)), strict=True))
-    fails = dict(zip(tested, holm(t_test(-means, errors, df, two_sided=False)), strict=True))
+    tested = {k: found for k, found in enumerate(gaps) if not isinstance(found, str)}
+    above = holm(np.array([_test([least for least, _ in found])[2] for found in tested.values()]))
+    below = holm(np.array([_test([-most for _, most in found])[2] for found in tested.values()]))
+    holds, fails = dict(zip(tested, above, strict=True)), dict(zip(tested, below, strict=True))
     findings = []
     for k, (claim, found) in enumerate(zip(claims, gaps, strict=True)):
         methods = sorted({side.partition("/")[0] for side in (claim.better, claim.than)})
@@ -82,15 +84,35 @@ def judge_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Finding]:
             findings.append(Finding("claims", claim.name, verdict, found, command))
             continue
         verdict = "reproduced" if holds[k] < ALPHA else "diverged" if fails[k] < ALPHA else "inconclusive"
-        place = tested.index(k)
-        finds = errors[place] * detectable(int(df[place]), 2 * ALPHA / len(tested))
-        power = f"finds {finds:.2g}" if finds else "no spread over seeds, so no test"
-        detail = (
-            f"{claim.better} - {claim.than} on {claim.task} is {means[place]:+.4f} ± {errors[place]:.4f} over "
-            f"{len(found)} seeds, p {holds[k]:.2g} (one-sided, Holm); {power}"
-        )
-        findings.append(Finding("claims", claim.name, verdict, detail, command))
+        findings.append(Finding("claims", claim.name, verdict, _detail(claim, found, holds[k], len(tested)), command))
     return findings
+
+
+def _test(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, its standard error, and the one-sided p that it is above 0; an unbounded difference says nothing: p 1."""
+    values = np.array(differences, np.float64)
+    if not np.isfinite(values).all():
+        return -math.inf, 0.0, 1.0
+    mean, error = values.mean(), values.std(ddof=1) / math.sqrt(len(values))
+    return float(mean), float(error), float(t_test(mean, error, np.array(len(values) - 1), two_sided=False))
+
+
+def _detail(claim: Claim, gaps: Sequence[Gap], p: float, tested: int) -> str:
+    what, form = f"{claim.better} - {claim.than} on {claim.task} is", ".4f"
+    if claim.task == COST:
+        what, form = f"forwards to {GOAL:.0%} of the teachers, {claim.than} - {claim.better}:", ",.0f"
+    least, most = zip(*gaps, strict=True)
+    mean, error, _ = _test(least)
+    bound = "" if least == most else "at least "
+    if bound and mean <= 0:  # the other bound says more
+        below, error, _ = _test([-gap for gap in most])
+        mean, bound = -below, "at most "
+    if mean == math.inf:
+        return f"{what} not known, as budgets of both end before it"
+    finds = error * detectable(len(gaps) - 1, 2 * ALPHA / tested)
+    power = f"finds {finds:{',.0f' if claim.task == COST else '.2g'}}" if finds else "no spread over seeds, so no test"
+    figures = f"{bound}{mean:+{form}} ± {error:{form}} over {len(gaps)} seeds"
+    return f"{what} {figures}, p {p:.2g} (one-sided, Holm); {power}"
 
 
 def _options(method: str) -> str:
@@ -98,40 +120,80 @@ def _options(method: str) -> str:
     return f"{name} --preset {preset} --tasks {LEADERBOARD_TASKS}" if preset else name
 
 
-def _gaps(claim: Claim, runs: Sequence[Run]) -> list[float] | str:
+def _gaps(claim: Claim, runs: Sequence[Run]) -> list[Gap] | str:
     """Difference by common seed, signed so that positive speaks for the claim; or why there is no test."""
-    sides = []
-    for name in (claim.better, claim.than):
-        values = _by_seed(name, claim.task, runs)
-        if isinstance(values, str):
-            return values
-        sides.append(values)
+    sides: list[Mapping[int, Gap]] = []
+    picked = _pick(claim, runs)
+    if isinstance(picked, str):
+        return picked
+    for name, mine in zip((claim.better, claim.than), picked, strict=True):
+        if claim.task == COST:
+            sides.append(_costs(mine, runs))
+            continue
+        values = {run.record.seed: _value(run, name.partition("/")[2], claim.task, runs) for run in mine}
+        sides.append({seed: (value, value) for seed, value in values.items() if value is not None})
     common = sorted(sides[0].keys() & sides[1].keys())
     if len(common) < 2:
         return f"{len(common)} common seeds of {claim.better!r} and {claim.than!r}; a test needs at least 2"
-    return [sides[0][seed] - sides[1][seed] for seed in common]
+    return [(sides[0][s][0] - sides[1][s][1], sides[0][s][1] - sides[1][s][0]) for s in common]
 
 
-def _by_seed(name: str, task: str, runs: Sequence[Run]) -> Mapping[int, float] | str:
-    method, _, policy = name.partition("/")
-    mine = [run for run in runs if run.record.method == method]
-    if not mine:
-        return f"no run of {method!r}"
-    if len({run.record.group for run in mine}) > 1:
-        return f"ambiguous: runs of {method!r} with several configurations; name those of one"
-    found = {run.record.seed: _value(run, policy, task, runs) for run in mine}
-    return {seed: value for seed, value in found.items() if value is not None}
+def _pick(claim: Claim, runs: Sequence[Run]) -> tuple[Sequence[Run], Sequence[Run]] | str:
+    """The runs of either side: for a claim on costs all, else the two groups whose total costs are nearest."""
+    sides: list[dict[str, list[Run]]] = []
+    for name in (claim.better, claim.than):
+        groups: dict[str, list[Run]] = {}
+        for run in runs:
+            if run.record.method == name.partition("/")[0]:
+                groups.setdefault(run.record.group, []).append(run)
+        if not groups:
+            return f"no run of {name.partition('/')[0]!r}"
+        sides.append(groups)
+    if claim.task == COST:
+        one, other = ([run for group in groups.values() for run in group] for groups in sides)
+        return one, other
+    pairs = [(abs(_total(a) - _total(b)), a, b) for a in sides[0].values() for b in sides[1].values()]
+    nearest = min(gap for gap, _, _ in pairs)
+    found = [(a, b) for gap, a, b in pairs if gap == nearest]
+    if len(found) > 1:
+        return f"ambiguous: several groups of {claim.better!r} or {claim.than!r} cost the same; name runs of one each"
+    return found[0]
+
+
+def _total(group: Sequence[Run]) -> int:
+    return cost(group[0].record).total
+
+
+def _costs(mine: Sequence[Run], runs: Sequence[Run]) -> dict[int, Gap]:
+    """By seed, the least and the most forwards to the goal, negated, as less is better."""
+    points: dict[int, list[tuple[float, float]]] = {}
+    for run in mine:
+        gain = _gain(run, run.result, runs)
+        if gain is not None:
+            points.setdefault(run.record.seed, []).append((cost(run.record).total, gain))
+    found: dict[int, Gap] = {}
+    for seed, some in points.items():
+        one = cost_to_goal(some)
+        assert one is not None  # there are points
+        found[seed] = (-math.inf if one.bound == ">" else -one.forwards, 0 if one.bound == "<=" else -one.forwards)
+    return found
 
 
 def _value(run: Run, policy: str, task: str, runs: Sequence[Run]) -> float | None:
     """A policy's score, signed so that more is better; the run's result if no policy is named."""
-    result = next((p for p in run.record.policies if p.name == policy), None) if policy else run.result
+    record = run.record
+    result = next((p for p in record.policies if p.name == policy), None) if policy else run.result
     if task == GAIN:
         return _gain(run, result, runs)
     cell = cell_of(result, task) if result else None
-    if cell is None or cell.estimate.value is None:
+    value = cell.estimate.value if cell else None
+    if policy and result is None:  # between the stages of a cascade
+        probes = [p for p in record.probes if (p.kind, p.policy, p.task) == ("stage", policy, task)]
+        value = probes[0].estimate.value if probes else None
+        cell = next((c for p in record.policies if (c := cell_of(p, task))), None)
+    if cell is None or value is None:
         return None
-    return cell.estimate.value if cell.higher_is_better else -cell.estimate.value
+    return value if cell.higher_is_better else -value
 
 
 def _gain(run: Run, result: PolicyResult | None, runs: Sequence[Run]) -> float | None:

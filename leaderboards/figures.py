@@ -6,25 +6,20 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from opdbench.core import Estimate
 from opdbench.leaderboards.charts import Chart, Line, Names, Point, draw
 from opdbench.leaderboards.compare import Comparison, Entry, Figure, seeds_figure
 from opdbench.leaderboards.document import short
 from opdbench.leaderboards.runs import Group, Run, cell_of
-from opdbench.record import RunRecord, Store, read_rows, shipped
+from opdbench.record import RunRecord
 from opdbench.stats import over_seeds
-
-BINS = 60
-"""A learning curve has at most so many points, each the mean of some updates."""
 
 
 def learning_curves(groups: Sequence[Group], slots: Mapping[str, int]) -> list[Chart]:
     """Reward, or loss where there is none, against a stage's own cost; one chart a stage, one line a method.
 
-    A stage that several methods have in common is drawn once, in grey. Lines are means over seeds, in bins of
-    updates; bands are 95 % t-intervals over seeds.
+    A stage that several methods have in common is drawn once, in grey. Lines are means over
+    seeds, bands 95 % t-intervals over them.
     """
     owners: dict[tuple[str, ...], list[Group]] = defaultdict(list)
     names: dict[tuple[str, ...], str] = {}
@@ -47,26 +42,17 @@ def learning_curves(groups: Sequence[Group], slots: Mapping[str, int]) -> list[C
 
 
 def _curve(runs: Sequence[Run], stage: str) -> tuple[str, tuple[Point, ...]]:
-    logs = [log for run in runs if (log := _log(run, stage))]
-    if not logs:
+    found = (s.curve for run in runs for s in run.record.stages if s.name == stage)
+    curves = [curve for curve in found if curve]
+    if not curves:
         return "", ()
-    measure = "reward" if logs[0][0].get("reward") is not None else "loss"
-    count = min(len(log) for log in logs)
+    measure = "reward" if any("reward" in point for point in curves[0]) else "loss"
     points = []
-    for part in np.array_split(np.arange(count), min(count, BINS)):
-        values = [float(np.mean([log[k][measure] for k in part])) for log in logs]
-        mean, half = over_seeds(values)
-        points.append(Point(float(logs[0][part[-1]]["forwards"]), mean, half))
+    for same in zip(*curves, strict=True):  # runs that differ in their seed only have as many points
+        if values := [point[measure] for point in same if measure in point]:
+            mean, half = over_seeds(values)
+            points.append(Point(float(same[0]["forwards"]), mean, half))
     return measure, tuple(points)
-
-
-def _log(run: Run, stage: str) -> list[dict[str, float]]:
-    """Lines of a stage's log, wherever the run found the stage; none if it is gone."""
-    store = Store(run.folder, (run.folder.parent, shipped()))
-    digest = next((s.digest for s in run.record.stages if s.name == stage), "")
-    folder = store.finished_stage(digest)
-    path = folder / "log.jsonl" if folder else None
-    return read_rows(path) if path and path.exists() else []
 
 
 def frontiers(comparison: Comparison, slots: Mapping[str, int]) -> list[Chart]:

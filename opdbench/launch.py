@@ -116,7 +116,7 @@ def _jobs(runner: Runner, spec: Spec) -> Iterator[Job]:
     scores = []
     for name, role in {BASE: BASE, **scored(runner.config)}.items():
         others = [keys[other] for other in experts(runner.config, name)]
-        probes = [""] if runner.config.suite == "full" else []
+        probes = [""] if runner.config.suite == "full" or role == "stage" else []
         for task in (*(suite(runner.config.recipe.judges) if role != "stage" else ()), *probes):
             scores.append(f"{keys[name]}/scores/{digest([runner.config.limit, runner.config.suite, others])}/{task}")
             title = f"evaluation of {name} of {about}{' on ' if task else ''}{task}"

@@ -76,9 +76,13 @@ def needed(stages: Sequence[Stage], wanted: Collection[str]) -> set[str]:
 
 
 def scored(config: RunConfig) -> dict[str, str]:
-    """Roles of the base model's successors that are evaluated; the full suite has every stage."""
-    others = dict.fromkeys((stage.name for stage in config.recipe.stages), "stage")
-    return roles(config.recipe) if config.suite == "main" else others | roles(config.recipe)
+    """Roles of the base model's successors that are evaluated; the full suite has every stage.
+
+    Without it a cascade's stages are among them: those that learnt some of the tasks before others build on them.
+    """
+    stages, full = config.recipe.stages, config.suite == "full"
+    others = {stage.name: "stage" for stage in stages if full or set(stage.tasks) < set(config.tasks)}
+    return others | roles(config.recipe)
 
 
 def experts(config: RunConfig, name: str) -> list[str]:
@@ -220,9 +224,9 @@ class Runner:
         ]
 
     def _probes(self, some: Sequence[Actor], actors: Sequence[Actor]) -> tuple[Probe, ...]:
-        if self.config.suite == "main":
-            return ()
-        teachers = [actor for actor in actors if actor.role == "teacher"]
+        full = self.config.suite == "full"
+        some = [actor for actor in some if full or actor.role == "stage"]
+        teachers = [actor for actor in actors if full and actor.role == "teacher"]
         return tuple(probe for actor in some for probe in self.suite.probes(actor, teachers, self.console))
 
     def _stages(self, trained: Collection[str]) -> tuple[list[StageResult], dict[str, Adapter]]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from opdbench.config import Recipe, RunConfig, Stage, digest
 from opdbench.core import Meter, Sample, Sampler
-from opdbench.record import Cell, PolicyResult, RunRecord, Shot, StageResult, write_samples, write_shots
+from opdbench.record import Cell, PolicyResult, RunRecord, Shot, StageResult, read_curve, write_samples, write_shots
 from opdbench.runtime import write_text
 from opdbench.stats import estimate
 
@@ -122,7 +122,7 @@ def _meter(forwards: int, seconds: float) -> Meter:
 
 def illustrate(folder: Path, text: str = "a red ring", updates: int = 6) -> Path:
     """Add to a run of `make_run` what a page shows: logs of its stages, and pictures. Returns the folder."""
-    record = RunRecord.load(folder)
+    record, stages = RunRecord.load(folder), []
     for stage in record.stages:
         place = folder / "stages" / stage.digest
         lines = [
@@ -132,6 +132,8 @@ def illustrate(folder: Path, text: str = "a red ring", updates: int = 6) -> Path
         ]
         write_text(place / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         write_text(place / "stage.json", "{}")
+        stages.append(replace(stage, curve=read_curve(place)))
+    replace(record, stages=tuple(stages)).save(folder)
     shots = []
     for number, policy in enumerate(record.policies):
         for task in record.tasks:

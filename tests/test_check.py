@@ -14,11 +14,11 @@ from opdbench import cli, runtime
 from opdbench.errors import UserError
 from opdbench.leaderboards import check as checks
 from opdbench.leaderboards import repeat
-from opdbench.leaderboards.claims import GAIN, Claim, judge_claims, shipped_claims
+from opdbench.leaderboards.claims import COST, GAIN, Claim, judge_claims, shipped_claims
 from opdbench.leaderboards.reference import Reference, expect, refuse
 from opdbench.leaderboards.runs import load_runs
 from opdbench.leaderboards.verdict import Finding, exit_code
-from opdbench.record import write_samples
+from opdbench.record import Probe, RunRecord, write_samples
 from opdbench.runtime import write_text
 
 QUIET = World(noise=0.1)
@@ -262,7 +262,7 @@ def test_a_claim_about_two_configurations_is_not_comparable(tmp_path):
 
 
 def test_shipped_claims_are_read():
-    assert {claim.task for claim in shipped_claims()} == {"ocr", "geneval", GAIN}
+    assert {claim.task for claim in shipped_claims()} == {"ocr", "geneval", GAIN, COST}
 
 
 def test_the_gain_is_shared_by_one_scale_and_claims_under_a_preset_wait_for_its_runs(tmp_path):
@@ -283,6 +283,78 @@ def test_the_gain_is_shared_by_one_scale_and_claims_under_a_preset_wait_for_its_
     assert found.verdict == "reproduced"
     assert f"{gains['opd+half'] - gains['rl+half']:+.4f} ± " in found.detail
     assert "opdbench run --method opd --preset half" in found.command
+
+
+def test_of_several_budgets_those_nearest_in_cost_are_compared(tmp_path):
+    alone, worse = World(updates=150, taught=False), {"base": 0.4, "teacher": 0.8, "student": 0.5}
+    runs = [
+        *make_runs(tmp_path, ["opd"], 4),
+        *make_runs(tmp_path, ["opd"], 4, World(updates=90, levels=worse)),
+        *make_runs(tmp_path, ["rl"], 4, replace(alone, levels=World().levels | {"student": 0.6})),
+        *make_runs(tmp_path, ["rl"], 4, World(updates=40, taught=False, levels=worse)),
+    ]  # forwards: 15,000 and 27,000 of opd, 15,000 and 4,000 of rl
+    (found,) = judge_claims([Claim("c", "opd", "rl", "ocr")], load_runs(runs))
+    assert found.verdict == "reproduced"
+    assert "is +0.1" in found.detail
+    tuned = [replace(run, record=replace(run.record, group="lr")) for run in load_runs(runs[8:12])]
+    (found,) = judge_claims([Claim("c", "opd", "rl", "ocr")], [*load_runs(runs), *tuned])
+    assert found.verdict == "not comparable"
+    assert "several groups of 'opd' or 'rl' cost the same" in found.detail
+
+
+def test_the_cost_of_a_goal_is_interpolated_by_seed_or_bounded(tmp_path):
+    def make(method, updates, student, taught=True):
+        levels = {"base": 0.4, "teacher": 0.8, "student": student}
+        return make_runs(tmp_path, [method], 4, World(updates=updates, levels=levels, taught=taught, noise=0.05))
+
+    runs = load_runs([
+        *make("opd", 40, 0.6), *make("opd", 80, 0.9), *make("rl", 30, 0.5, False), *make("rl", 60, 0.85, False),
+        *make("low", 90, 0.5), *make("quick", 20, 0.95, False),
+    ])  # fmt: skip
+    claims = [Claim(f"{a} {b}", a, b, COST) for a in ("rl", "opd", "low", "quick") for b in ("opd", "low", "quick")]
+    found = {f.subject: f for f in judge_claims(claims, runs)}
+    gaps = []
+    for seed in range(4):
+        costs = {"opd": ([12_000, 24_000], []), "rl": ([3_000, 6_000], [])}
+        for run in runs:
+            if run.record.method in costs and run.record.seed == seed:
+                costs[run.record.method][1].append(gain(run, runs))
+        opd, rl = (np.interp(0.9, gains, forwards) for forwards, gains in costs.values())
+        gaps.append(opd - rl)
+    assert found["rl opd"].verdict == "reproduced"
+    mean = float(found["rl opd"].detail.split("rl: ")[1].split(" ±")[0].replace(",", ""))
+    assert mean == pytest.approx(np.mean(gaps), abs=1)
+    # `low` ends at 27,000 without the goal, and the least budget of `quick`, 2,000, is beyond it
+    assert found["opd low"].verdict == "reproduced"
+    assert "low - opd: at least +" in found["opd low"].detail
+    assert found["opd quick"].verdict == "diverged"
+    assert "quick - opd: at most -" in found["opd quick"].detail
+    assert found["low low"].detail.endswith("not known, as budgets of both end before it")
+
+
+def test_a_stage_of_a_cascade_is_held_against_its_end(tmp_path):
+    paths = make_runs(tmp_path, ["cascade"], 4)
+    for path in paths:
+        record = RunRecord.load(path)
+        cell = next(c for p in record.policies if p.role == "student" for c in p.cells if c.task == "ocr")
+        above = replace(cell.estimate, value=cell.estimate.value + 0.1 + 0.01 * record.seed)
+        probe = Probe("stage", "rl-ocr", "ocr", "", cell.key, above)
+        replace(record, probes=(replace(probe, task="geneval"), probe)).save(path)
+    (found,) = judge_claims([Claim("forgets", "cascade/rl-ocr", "cascade", "ocr")], load_runs(paths))
+    assert found.verdict == "reproduced"
+    assert "is +0.1150 ± " in found.detail
+    (none,) = judge_claims([Claim("forgets", "cascade/rl-ocr", "cascade", "preference")], load_runs(paths))
+    assert none.verdict == "inconclusive"
+
+
+def gain(run, runs):
+    """Mean over the tasks of (student - base) / (mean teacher - base)."""
+    shares = []
+    for task in World().learnt:
+        goal = np.mean([value(r, "teacher", task) for r in runs if r.record.method in ("opd", "low")])
+        base = value(run, "base", task)
+        shares.append((value(run, "student", task) - base) / (goal - base))
+    return np.mean(shares)
 
 
 def value(run, role, task):
