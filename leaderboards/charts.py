@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -13,6 +13,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 348, 10, 180
 """Edges of the plot inside the picture."""
 TICKS, NARROW = 4, 4
 """Ticks wanted on an axis; a logarithmic one that spans less than this factor gets even ones."""
+TAG_WIDTH, TAG_HEIGHT = 50, 11
+"""Names beside dots that are less than this apart keep this distance from above to below."""
 ROOM = 0.06
 """Free space beyond the outermost points, as a share of the axis."""
 
@@ -45,13 +47,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A line in the picture's units: `path` and `band` are SVG paths, `dots` are (x, y, y of both ends)."""
+    """A line in the picture's units: `path` and `band` are SVG paths, `dots` are (x, y, y of both ends).
+
+    `tags` are the heights of the name beside each dot.
+    """
 
     label: str
     slot: int
     path: str
     band: str
     dots: tuple[tuple[float, float, float, float], ...]
+    tags: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def draw(names: Names, lines: Sequence[Line], log_x: bool = False) -> Chart:
         names.up,
         tuple((x(v), across(v)) for v in _ticks(x_low, x_high, log_x)),
         tuple((y(v), f"{v:.6g}") for v in _ticks(y_low, y_high, False)),
-        tuple(_mark(line, x, y) for line in lines),
+        _named([_mark(line, x, y) for line in lines]),
     )
 
 
@@ -144,6 +150,22 @@ def _mark(line: Line, x: Scale, y: Scale) -> Mark:
     if any(p.error is not None for p in line.points):
         band = _path([(a, high) for a, _, _, high in ends] + [(a, low) for a, _, low, _ in reversed(ends)]) + "Z"
     return Mark(line.label, line.slot, _path([(a, b) for a, b, _, _ in ends]), band, ())
+
+
+def _named(marks: Sequence[Mark]) -> tuple[Mark, ...]:
+    """The marks with names beside their dots, at least `TAG_HEIGHT` apart where dots are near."""
+    dots = sorted((dot[1], dot[0], k, n) for k, mark in enumerate(marks) for n, dot in enumerate(mark.dots))
+    heights = [height for height, *_ in dots]
+
+    def near(n: int, others: range) -> list[float]:
+        return [heights[m] for m in others if abs(dots[m][1] - dots[n][1]) < TAG_WIDTH]
+
+    for n in range(len(dots)):
+        heights[n] = max([heights[n], *(other + TAG_HEIGHT for other in near(n, range(n)))])
+    for n in reversed(range(len(dots))):  # what was pushed out of the plot goes up again
+        heights[n] = min([heights[n], float(BOTTOM), *(o - TAG_HEIGHT for o in near(n, range(n + 1, len(dots))))])
+    found = {(k, n): height for height, (*_, k, n) in zip(heights, dots, strict=True)}
+    return tuple(replace(mark, tags=tuple(found[k, n] for n in range(len(mark.dots)))) for k, mark in enumerate(marks))
 
 
 def _path(places: Sequence[tuple[float, float]]) -> str:

@@ -108,7 +108,7 @@ def _detail(claim: Claim, gaps: Sequence[Gap], p: float, tested: int) -> str:
         below, error, _ = _test([-gap for gap in most])
         mean, bound = -below, "at most "
     if mean == math.inf:
-        return f"{what} not known, as budgets of both end before it"
+        return f"{what} not known, as budgets end before it"
     finds = error * detectable(len(gaps) - 1, 2 * ALPHA / tested)
     power = f"finds {finds:{',.0f' if claim.task == COST else '.2g'}}" if finds else "no spread over seeds, so no test"
     figures = f"{bound}{mean:+{form}} ± {error:{form}} over {len(gaps)} seeds"

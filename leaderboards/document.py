@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from opdbench.leaderboards.compare import Comparison, Entry, Figure, Reading, Score
 from opdbench.leaderboards.cost import GOAL
 from opdbench.leaderboards.pairs import Column, Pair
+from opdbench.leaderboards.runs import common_preset
 
 PROBES = {
     "stage": (
@@ -130,6 +131,8 @@ def score_block(comparison: Comparison) -> Block:
         for c in comparison.columns
         if c.left_out
     ]
+    if ending := common_preset(score.method for score in comparison.scores):
+        notes.append(f"every method is {ending!r}")
     return Block("Scores", ("method", "policy", *columns), tuple(rows), tuple(notes))
 
 

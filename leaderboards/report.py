@@ -22,7 +22,7 @@ from opdbench.leaderboards.album import address, album
 from opdbench.leaderboards.compare import Comparison, Score, compare
 from opdbench.leaderboards.document import blocks, figure_text, quantity, short
 from opdbench.leaderboards.formats import visible
-from opdbench.leaderboards.runs import Group, Run, group_runs
+from opdbench.leaderboards.runs import Group, Run, common_preset, group_runs
 from opdbench.runtime import write_text
 
 COLOURS = 8
@@ -70,6 +70,7 @@ def page(runs: Sequence[Run], variance: Sequence[tuple[str, str]] = ()) -> str:
             results={group.label: group.runs[0].result for group in groups},
             references=_references(comparison),
             slots=slots,
+            preset=common_preset(group.method for group in groups),
             origins={group.label: _origin(group) for group in groups},
             model=groups[0].runs[0].record.model,
             frontiers=figures.frontiers(comparison, slots),

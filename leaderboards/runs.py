@@ -39,8 +39,8 @@ class Group:
     """Runs that differ in their seed only.
 
     Attributes:
-        label: the method; where it has several groups, with the settings that they differ in, at most two, or else the
-            digest's beginning.
+        label: the method, without a preset that all groups have; where it has several groups, with the settings that
+            they differ in, at most two, or else the digest's beginning.
         runs: in the order of their seeds.
     """
 
@@ -121,13 +121,21 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     alike: dict[str, dict[str, Run]] = defaultdict(dict)
     for digest, same in members.items():
         alike[same[0].record.method][digest] = same[0]
-    labels = {digest: label for few in alike.values() for digest, label in _labels(few).items()}
+    ending = common_preset(run.record.method for run in runs)
+    named = (_labels(method.removesuffix(ending), few) for method, few in alike.items())
+    labels = {digest: label for few in named for digest, label in few.items()}
     groups = [Group(labels[digest], digest, tuple(same)) for digest, same in members.items()]
     return sorted(groups, key=lambda group: (group.method, group.tasks, group.label))
 
 
-def _labels(runs: Mapping[str, Run]) -> dict[str, str]:
-    """By digest, what to call each group of one method, given a run of each."""
+def common_preset(methods: Iterable[str]) -> str:
+    """The `+preset` that all names of methods end in, which labels leave out; or ""."""
+    endings = {plus + preset for _, plus, preset in (method.partition("+") for method in methods)}
+    return endings.pop() if len(endings) == 1 else ""
+
+
+def _labels(name: str, runs: Mapping[str, Run]) -> dict[str, str]:
+    """By digest, what to call each group of the method `name`, given a run of each."""
     configs = {digest: config_of(run) for digest, run in runs.items()}
     absent = "none"
     settings = sorted({name for config in configs.values() for name in config})
@@ -136,8 +144,8 @@ def _labels(runs: Mapping[str, Run]) -> dict[str, str]:
     for digest, config in configs.items():
         parts = [f"{name.rpartition('.')[2]}={config.get(name, absent)}" for name in differ]
         suffix = " ".join(parts) if len(parts) <= SETTINGS else digest[:8]
-        found[digest] = f"{runs[digest].record.method} {suffix}".rstrip()
-    return found if len(set(found.values())) == len(found) else {d: f"{runs[d].record.method} {d[:8]}" for d in runs}
+        found[digest] = f"{name} {suffix}".rstrip()
+    return found if len(set(found.values())) == len(found) else {d: f"{name} {d[:8]}" for d in runs}
 
 
 def config_of(run: Run) -> dict[str, Any]:

@@ -329,7 +329,7 @@ def test_the_cost_of_a_goal_is_interpolated_by_seed_or_bounded(tmp_path):
     assert "low - opd: at least +" in found["opd low"].detail
     assert found["opd quick"].verdict == "diverged"
     assert "quick - opd: at most -" in found["opd quick"].detail
-    assert found["low low"].detail.endswith("not known, as budgets of both end before it")
+    assert found["low low"].detail.endswith("not known, as budgets end before it")
 
 
 def test_a_stage_of_a_cascade_is_held_against_its_end(tmp_path):

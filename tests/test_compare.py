@@ -25,7 +25,7 @@ from opdbench.core import Estimate, Meter, Sample
 from opdbench.errors import UserError
 from opdbench.leaderboards.compare import compare
 from opdbench.leaderboards.cost import CostToGoal, cost, cost_to_goal
-from opdbench.leaderboards.document import aggregate_block, blocks, figure_text, quantity
+from opdbench.leaderboards.document import aggregate_block, blocks, figure_text, quantity, score_block
 from opdbench.leaderboards.formats import RENDERERS, as_csv, visible
 from opdbench.leaderboards.pairs import ALPHA, align, compare_task
 from opdbench.leaderboards.published import find, published, published_blocks
@@ -316,6 +316,14 @@ def test_probes_and_curves_survive_a_record(runs, tmp_path):
     found = RunRecord.load(tmp_path)
     assert found.probes == (probe,)
     assert found.stages[0].curve == curve
+
+
+def test_labels_leave_out_a_preset_that_all_methods_have(tmp_path):
+    runs = load_runs(make_runs(tmp_path, ["opd+half", "sft+half"], 2))
+    assert [group.label for group in group_runs(runs)] == ["opd", "sft"]
+    assert "every method is '+half'" in score_block(compare(runs)).notes
+    mixed = load_runs([*make_runs(tmp_path, ["opd"], 1), *make_runs(tmp_path, ["opd+half"], 1)])
+    assert [group.label for group in group_runs(mixed)] == ["opd", "opd+half"]
 
 
 def test_a_curve_is_the_mean_of_equal_parts(tmp_path):

@@ -186,6 +186,17 @@ def test_a_long_curve_has_few_points_and_one_that_is_not_recorded_is_left_out(tm
     assert points[0].y == pytest.approx(np.mean([1 / k for k in range(1, 11)]))
 
 
+def test_names_beside_dots_are_apart_and_stay_in_the_plot():
+    lines = [Line(str(k), 1, (Point(100.0 + k % 2, 0.1 * (k // 3)),), dots=True) for k in range(12)]
+    far = Line("far", 1, (Point(10.0, 0.0),), dots=True)
+    *marks, alone = charts.draw(Names("", "", "", ""), [*lines, far]).marks
+    heights = sorted(mark.tags[0] for mark in marks)
+    assert all(after - before >= charts.TAG_HEIGHT for before, after in pairwise(heights))
+    assert heights[0] >= charts.TOP
+    assert heights[-1] <= charts.BOTTOM
+    assert alone.tags[0] == alone.dots[0][1]
+
+
 def test_nothing_cheaper_beats_the_frontier(runs):
     comparison = compare(runs)
     chart = figures.frontiers(comparison, {label: k for k, label in enumerate(LEVELS, 1)})[0]
