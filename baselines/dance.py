@@ -48,7 +48,7 @@ class Dance(Method):
         picked = Random(batch.keys[0]).sample(steps, max(1, int(self.fraction * len(steps))))
         advantage = advantages(rollout.rewards, batch.images, global_std=False)
         for visit in replay(picked, advantage, self.inner, batch, actors):
-            yield clipped(visit.log_ratio().exp(), visit.advantage, self.clip) / len(picked)
+            yield visit.weight * clipped(visit.log_ratio().exp(), visit.advantage, self.clip) / len(picked)
 
 
 class SharedStart(Noise):

@@ -48,6 +48,7 @@ class FlowOPD(Method):
     detached: bool = False
 
     needs_teacher = True
+    separable = True
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """One loss a step with noise, to be back-propagated before the next is asked for."""

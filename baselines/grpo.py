@@ -48,7 +48,7 @@ class GRPO(Method):
             loss = self.surrogate(visit)
             if self.kl:
                 loss = loss + self.kl * base_kl(visit, actors)
-            yield loss / len(steps)
+            yield visit.weight * loss / len(steps)
 
     def surrogate(self, visit: Visit) -> Tensor:
         """The clipped surrogate at one step, a scalar."""

@@ -61,4 +61,4 @@ class MixGRPO(Method):
         steps = trained_steps(rollout.path)
         advantage = task_advantages(rollout.rewards, batch, actors.gather, self.global_std)
         for visit in replay(steps, advantage, self.inner, batch, actors):
-            yield clipped(visit.log_ratio().exp(), visit.advantage, self.clip) / len(steps)
+            yield visit.weight * clipped(visit.log_ratio().exp(), visit.advantage, self.clip) / len(steps)

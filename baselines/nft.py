@@ -53,15 +53,19 @@ class NFT(Method):
         return min(self.old_slope * update, self.old_max)
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
-        """One loss a noise level."""
+        """One loss a noise level, and of the prompts that go through at once."""
         rollout = actors.rollout(batch)
         r = optimality(task_advantages(self.merit(rollout, batch, actors), batch, actors.gather), self.sharpness)
         x0 = rollout.latents
         fresh = Noise([f"{key.rpartition('/')[0]}/nft" for key in batch.keys], tuple(x0.shape[1:]), x0.device)
         levels = actors.steps[1 : 1 + self.times] or actors.steps[:1]
         for step in levels:
-            t = torch.full((len(batch),), step.t, device=x0.device)
-            yield self._branches(x0, t, fresh.draw(), r, batch, actors) / len(levels)
+            noise = fresh.draw()
+            for rows in batch.whole_prompts(actors.student.at_once):
+                part = batch[rows]
+                t = torch.full((len(part),), step.t, device=x0.device)
+                loss = self._branches(x0[rows], t, noise[rows], r[rows], part, actors)
+                yield len(part) / len(batch) * loss / len(levels)
 
     def merit(self, rollout: Rollout, batch: Batch, actors: Actors) -> Tensor:
         """What makes one picture of a prompt better than another, `(B,)`; NaN where unknown."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -81,6 +82,7 @@ class Visit:
         advantage: `(B',)`, clamped, 0 where unscored.
         old: the step as it was taken.
         velocity, mean: the student's now, `(B', C, H, W)`.
+        weight: these pictures as a share of those that the optimizer step is for.
     """
 
     rows: Tensor
@@ -89,6 +91,7 @@ class Visit:
     old: Step
     velocity: Tensor
     mean: Tensor
+    weight: float
 
     def log_ratio(self) -> Tensor:
         """Log of rho from log-densities per dimension, `(B',)`."""
@@ -103,7 +106,7 @@ def trained_steps(path: Sequence[Step]) -> list[Step]:
 
 
 def replay(steps: Sequence[Step], advantage: Tensor, inner: int, batch: Batch, actors: Actors) -> Iterator[Visit]:
-    """Walk the student over `steps` of a rollout, one visit at a time.
+    """Walk the student over `steps` of a rollout, one visit at a time, of no more pictures than go through at once.
 
     With `inner` above 1 the pictures are dealt into so many shares, and the optimizer steps between them, so
     that from the second share on the student differs from the policy that rolled out.
@@ -114,13 +117,13 @@ def replay(steps: Sequence[Step], advantage: Tensor, inner: int, batch: Batch, a
     for share in range(inner):
         if share:
             actors.descend()
-        rows = torch.arange(share, len(batch), inner, device=advantage.device)
-        condition = batch.condition[rows]
-        for step in steps:
-            old = step[rows]
+        mine = torch.arange(share, len(batch), inner, device=advantage.device)
+        for step, rows in product(steps, mine.split(actors.student.at_once or len(mine))):
+            old, condition = step[rows], batch.condition[rows]
             velocity = actors.student.velocity(old.x, old.transition.t, condition)
             actors.count("student", actors.student, len(rows), grad=True)
-            yield Visit(rows, condition, bounded[rows], old, velocity, old.transition.mean(old.x, velocity))
+            mean, weight = old.transition.mean(old.x, velocity), len(rows) / len(mine)
+            yield Visit(rows, condition, bounded[rows], old, velocity, mean, weight)
 
 
 def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:

@@ -32,6 +32,7 @@ class SFT(Method):
     times: int = 2
 
     needs_teacher = True
+    separable = True
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """One loss a noise level."""

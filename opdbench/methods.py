@@ -53,6 +53,11 @@ class Batch:
         """Row numbers of each task's pictures."""
         return self._rows
 
+    def __getitem__(self, rows: slice) -> Batch:
+        """Some pictures; what is drawn for them is drawn from this batch's noise, too."""
+        part = self.condition[rows], self.noise[rows]
+        return Batch(self.prompts[rows], self.keys[rows], self.images, *part, self.update)
+
     def whole_prompts(self, most: int) -> Iterator[slice]:
         """Consecutive rows: of as many prompts as make at most `most` pictures, but of one at least; of all if 0."""
         size = max(1, most // self.images) * self.images if most else len(self)
@@ -150,8 +155,8 @@ class Actors:
 
         def make() -> Iterator[tuple[slice, Tensor]]:
             for rows in batch.whole_prompts(policy.at_once):
-                condition, noise = batch.condition[rows], batch.noise[rows]
-                taken.append(list(walk(policy.at(condition), noise, walked)))
+                part = batch[rows]
+                taken.append(list(walk(policy.at(part.condition), part.noise, walked)))
                 yield rows, taken[-1][-1].next_x
 
         def judge(made: tuple[slice, Tensor]) -> None:
@@ -190,12 +195,15 @@ class Method(Protocol):
 
     Attributes:
         inner: optimizer steps an update; with one alone the next loss may be made while one is back-propagated.
+        separable: whether the losses are means over pictures of which none is compared with another prompt's, so that
+            the trainer may ask for those of some prompts after the others' (`Stage.at_once`).
     """
 
     needs_reward: bool = False
     needs_teacher: bool = False
     needs_old: bool = False
     inner: int = 1
+    separable: bool = False
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """Scalar losses whose sum is the loss of the update."""

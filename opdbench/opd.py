@@ -39,6 +39,7 @@ class OPD(Method):
     scale: float = 1.0
 
     needs_teacher = True
+    separable = True
 
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:

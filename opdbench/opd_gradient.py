@@ -34,6 +34,7 @@ class OPDGradient(Method):
     scale: float = 1.0
 
     needs_teacher = True
+    separable = True
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:

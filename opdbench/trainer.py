@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
@@ -179,13 +179,11 @@ class Trainer:
     def update(self, update: int) -> dict[str, Any]:
         """One optimizer step; returns its figures."""
         batch, self.actors.meter = self.batch(update), Meter()
-        # Losses are means over pictures, and processes may have unlike numbers of them.
-        share = len(batch) / (self.stage.prompts * self.stage.images)
         total = torch.zeros((), device=self.model.device)
-        losses = self.method.losses(batch, self.actors)
+        losses = self._losses(batch)
         for loss in ahead(losses) if self.actors.threads else losses:
-            (share * loss).backward()
-            total += share * loss.detach()
+            loss.backward()
+            total += loss.detach()
         norm = self._descend()
         self._follow(update)
         self.team.sum([total])
@@ -195,6 +193,14 @@ class Trainer:
         if self.method.needs_reward:
             line["reward"] = self.actors.reward
         return line
+
+    def _losses(self, batch: Batch) -> Iterator[Tensor]:
+        """The method's, of all pictures or of some prompts' after the others'."""
+        for rows in batch.whole_prompts(self.stage.at_once if self.method.separable else 0):
+            part = batch[rows]
+            # Losses are means over pictures, and parts and processes may have unlike numbers of them.
+            share = len(part) / (self.stage.prompts * self.stage.images)
+            yield from (share * loss for loss in self.method.losses(part, self.actors))
 
     def _refuse(self) -> None:
         raise UserError(f"method {self.stage.method!r} takes a second optimizer step, but its `inner` is 1")
