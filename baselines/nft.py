@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from opdbench.baselines.policy_gradient import task_advantages
-from opdbench.methods import Actors, Batch, Method, Rollout
+from opdbench.methods import Actors, Batch, Method, Rollout, consecutive
 from opdbench.walk import Noise
 
 
@@ -53,7 +53,7 @@ class NFT(Method):
         return min(self.old_slope * update, self.old_max)
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
-        """One loss a noise level, and of the prompts that go through at once."""
+        """One loss a noise level and part of the pictures that goes through at once."""
         rollout = actors.rollout(batch)
         r = optimality(task_advantages(self.merit(rollout, batch, actors), batch, actors.gather), self.sharpness)
         x0 = rollout.latents
@@ -61,7 +61,7 @@ class NFT(Method):
         levels = actors.steps[1 : 1 + self.times] or actors.steps[:1]
         for step in levels:
             noise = fresh.draw()
-            for rows in batch.whole_prompts(actors.student.at_once):
+            for rows in consecutive(len(batch), actors.student.at_once):
                 part = batch[rows]
                 t = torch.full((len(part),), step.t, device=x0.device)
                 loss = self._branches(x0[rows], t, noise[rows], r[rows], part, actors)

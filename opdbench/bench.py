@@ -33,6 +33,9 @@ from .runtime import peak_mib
 from .trainer import Trainer
 from .walk import Velocity, sample, walk
 
+OFFICIAL = 3
+"""Pictures that the official code's loop has on a GPU at once."""
+
 
 def two_pass(batch: Batch, actors: Actors, method: OPD) -> Iterator[Tensor]:
     """The official code's structure: states, then the teachers' means at each, then one loss a step."""
@@ -132,7 +135,8 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, sync: Callable[[], Non
 def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repeats: int) -> dict[str, float]:
     """Measure an update of `stage`, a distillation, against the two-pass loop, and the parts of a rollout.
 
-    The teachers are copies of the base model: what they have learnt changes no cost.
+    The teachers are copies of the base model: what they have learnt changes no cost. Where not all pictures go
+    through at once, the two-pass loop with the libraries' defaults takes `OFFICIAL` of them, as the official code does.
 
     Returns:
         Figures by name: `..._over_...` are ratios of seconds, `flops_utilisation_...` shares of the peak of
@@ -149,11 +153,12 @@ def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repea
     images = model.decode(_rollout(trainer.batch(0), walker, actors))
     rows = {task: found.tolist() for task, found in trainer.batch(0).rows_by_task().items()}
     prompts = trainer.batch(0).prompts
-    single = replace(actors, threads=False)
+    single, most = replace(actors, threads=False), stage.at_once
+    theirs = most and OFFICIAL
     jobs: dict[str, Callable[[], object]] = {
-        "fused": lambda: _backward(method.losses(trainer.batch(0), single)),
-        "two_pass": lambda: _backward(two_pass(trainer.batch(0), actors, method)),
-        "default": lambda: _backward(two_pass(trainer.batch(0), plain, method)),
+        "fused": lambda: learn(trainer.batch(0), most, lambda part: method.losses(part, single)),
+        "two_pass": lambda: learn(trainer.batch(0), most, lambda part: two_pass(part, actors, method)),
+        "default": lambda: learn(trainer.batch(0), theirs, lambda part: two_pass(part, plain, method)),
         "update": lambda: trainer.update(0),
         "rollout": lambda: _rollout(trainer.batch(0), walker, actors),
         "pictures": lambda: model.decode(_rollout(trainer.batch(0), walker, actors)),
@@ -189,9 +194,12 @@ def _nothing() -> None:
     pass
 
 
-def _backward(losses: Iterator[Tensor]) -> None:
-    for loss in losses:
-        loss.backward()
+def learn(batch: Batch, most: int, losses: Callable[[Batch], Iterator[Tensor]]) -> None:
+    """The gradient of a mean over the pictures, of at most so many of them at once."""
+    for rows in batch.whole_prompts(most):
+        part = batch[rows]
+        for loss in losses(part):
+            (len(part) / len(batch) * loss).backward()
 
 
 def _rollout(batch: Batch, policy: Policy, actors: Actors) -> Tensor:

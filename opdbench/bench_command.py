@@ -23,6 +23,7 @@ LOAD = "import sys; from opdbench.model import Model; Model(sys.argv[1])"
 
 def bench(
     model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
+    preset: Annotated[str | None, typer.Option(help="settings laid over the recipe: sd35, or a file")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="rounds; medians are taken")] = 5,
     compiled: Annotated[bool, typer.Option("--compiled", help="our side through torch.compile: minutes first")] = False,
     format_: Annotated[Literal["table", "json"], typer.Option("--format", help="table or json")] = "table",
@@ -31,11 +32,15 @@ def bench(
     from .bench import bench as measure
     from .config import load_recipe
     from .model import Model
-    from .registry import evaluator, recipe
+    from .registry import evaluator, recipe, recipes
+    from .registry import preset as find_preset
     from .show import print_figures
 
-    stage = replace(load_recipe(recipe("opd"), TASKS).stages[-1], compiled=compiled)
-    figures = measure(Model(model), {task: evaluator(task) for task in TASKS}, stage, repeats)
+    over = find_preset(preset) if preset else None
+    found = load_recipe(recipe("opd"), TASKS, (), recipes(), over)
+    stage = replace(found.stages[-1], compiled=compiled)
+    loaded = Model(model, resolution=found.resolution)
+    figures = measure(loaded, {task: evaluator(task) for task in TASKS}, stage, repeats)
     figures |= {"help_seconds": _seconds(MAIN, "--help"), "load_seconds": _seconds(LOAD, model)}
     with tempfile.TemporaryDirectory() as folder:
         figures["compared_records_per_second"] = compared(Path(folder))

@@ -44,8 +44,8 @@ class Stage:
         anneal: whether the learning rate falls linearly to zero.
         rank, alpha, targets: shape of the adapter.
         checkpointing: whether the student keeps its blocks' inputs alone for the backward, and walks them again there.
-        at_once: most pictures that go through a denoiser together, 0 for all of an update's; each part is walked
-            again in the backward, so that memory does not grow with the batch.
+        at_once: most pictures that go through a denoiser together, 0 for all of an update's, so that memory does not
+            grow with the batch. What a method asks for of more pictures is walked again in the backward, part by part.
         compiled: whether student and teachers go through `torch.compile`: a start of minutes, then faster updates.
         options: fields of the method.
     """

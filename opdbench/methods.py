@@ -60,8 +60,7 @@ class Batch:
 
     def whole_prompts(self, most: int) -> Iterator[slice]:
         """Consecutive rows: of as many prompts as make at most `most` pictures, but of one at least; of all if 0."""
-        size = max(1, most // self.images) * self.images if most else len(self)
-        return (slice(first, min(first + size, len(self))) for first in range(0, len(self), size))
+        return consecutive(len(self), max(1, most // self.images) * self.images if most else 0)
 
     @cached_property
     def _rows(self) -> Mapping[str, Tensor]:
@@ -70,6 +69,12 @@ class Batch:
             rows.setdefault(prompt.task, []).append(row)
         device = self.condition.states.device
         return {task: torch.tensor(found, device=device) for task, found in rows.items()}
+
+
+def consecutive(count: int, most: int) -> Iterator[slice]:
+    """`count` rows in parts of at most `most`; in one if 0."""
+    size = most or count
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,26 @@ def test_the_libraries_defaults_give_the_same_gradient(model, evaluators, stage,
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * float(a.abs().max()) + 1e-9)
 
 
+def test_the_work_in_parts_is_the_whole_work(model, evaluators, stage, tmp_path):
+    frozen = model.frozen(None, 1.0)
+    trainer = Trainer(stage, 0, model, evaluators, dict.fromkeys(TASKS, frozen), tmp_path)
+    for name, parameter in trainer.parameters.items():
+        parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    found, sizes = [], []
+
+    def losses(part):
+        sizes.append(len(part))
+        return bench.two_pass(part, trainer.actors, OPD())
+
+    for most in (0, 3):
+        bench.learn(trainer.batch(0), most, losses)
+        found.append([p.grad.clone() for p in trainer.parameters.values()])
+        trainer.optimizer.zero_grad()
+    assert sizes == [4, 3, 1]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * float(a.abs().max()) + 1e-9)
+
+
 def test_flops_of_a_matrix_product():
     a, b = torch.ones(3, 5), torch.ones(5, 7)
     assert bench.flops(lambda: a @ b) == 2 * 3 * 5 * 7

@@ -7,7 +7,10 @@ import torch
 
 from opdbench.baselines.nft import NFT, branch_error, optimality
 from opdbench.baselines.policy_gradient import advantages
-from opdbench.methods import Rollout, alone
+from opdbench.core import Prompt
+from opdbench.methods import Batch, Rollout, alone
+from opdbench.model import Condition
+from opdbench.walk import Noise
 
 
 def test_optimality_is_centred_per_prompt_and_clipped():
@@ -72,15 +75,14 @@ class _Step:
         self.t = t
 
 
-class _Batch:
-    def __init__(self, seed):
-        self.keys, self.images, self.condition = [f"{seed}/{k}" for k in range(64)], 8, None
+def batch(keys, images):
+    """A batch of one task whose prompts say nothing."""
+    nothing = torch.zeros(len(keys), 0)
+    return Batch([Prompt("p", "", "t")] * len(keys), keys, images, Condition(nothing, nothing), Noise(keys, (1, 1, 1)))
 
-    def __len__(self):
-        return len(self.keys)
 
-    def rows_by_task(self):
-        return {"t": torch.arange(len(self))}
+def drawn(seed):
+    return batch([f"{seed}/{k}" for k in range(64)], 8)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -89,7 +91,7 @@ def test_gradient_follows_the_reward(sign):
     pulls = []
     for seed in range(24):
         actors = _Actors(seed, sign)
-        for loss in NFT(times=2).losses(_Batch(seed), actors):
+        for loss in NFT(times=2).losses(drawn(seed), actors):
             loss.backward()
         pulls.append(-actors.student.w.grad.item())
     x = torch.tensor(pulls)
@@ -100,7 +102,7 @@ def test_gradient_follows_the_reward(sign):
 def test_at_the_old_policy_indifferent_rewards_give_the_matching_gradient_only():
     """With r = 1/2 and v = v_old both branches pull in opposite directions: no gradient."""
     actors = _Actors(0, 0.0)
-    for loss in NFT(times=1).losses(_Batch(0), actors):
+    for loss in NFT(times=1).losses(drawn(0), actors):
         loss.backward()
     assert actors.student.w.grad.item() == pytest.approx(0.0, abs=1e-6)
 
@@ -110,8 +112,6 @@ def test_pictures_of_a_prompt_share_their_noise(monkeypatch):
     actors = _Actors(0, 1.0)
     same = torch.full((2, 1, 1, 1), 0.3)
     monkeypatch.setattr(actors, "rollout", lambda batch: Rollout(same, torch.tensor([0.0, 1.0])))
-    batch = _Batch(0)
-    batch.keys, batch.images = ["0/teacher/0/p/0", "0/teacher/0/p/1"], 2
-    for loss in NFT(times=2).losses(batch, actors):
+    for loss in NFT(times=2).losses(batch(["0/teacher/0/p/0", "0/teacher/0/p/1"], 2), actors):
         loss.backward()
     assert actors.student.w.grad.item() == pytest.approx(0.0, abs=1e-6)
