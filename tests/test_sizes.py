@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
+from diffusers import SD3Transformer2DModel
+from random_sd35 import AUTOENCODER, DENOISER, write
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from opdbench import adapters
 from opdbench.adapters import Lora
 from opdbench.budget import plan
+from opdbench.model import Model
 from opdbench.registry import recipe
 from opdbench.sizes import GIB, Sizes, describe, sizes
 
@@ -48,6 +52,20 @@ def test_they_are_those_of_a_real_forward(model):
     fused = sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
     assert fused <= found.kept < 1.35 * fused  # the reference attention keeps queries and keys in fp32
     assert 0.9 * found.flops < counter.get_total_flops() <= found.flops
+
+
+def test_random_weights_of_the_real_shape_are_loaded(tmp_path):
+    with torch.device("meta"):
+        real = SD3Transformer2DModel(**DENOISER)
+    assert sum(p.numel() for p in real.parameters()) == pytest.approx(2.24e9, rel=0.005)
+    small = {"num_layers": 1, "dual_attention_layers": (0,), "joint_attention_dim": 2048, "num_attention_heads": 2}
+    write(tmp_path, DENOISER | small | {"caption_projection_dim": 128}, AUTOENCODER | {"block_out_channels": (32,) * 4})
+    model = Model(str(tmp_path), "cpu", 512)
+    condition = model.encode(["a red ring"])
+    assert condition.states.shape == (1, 77 + 128, 2048)
+    x = torch.randn(1, *model.latent_shape)
+    assert model.frozen(None, 4.5).velocity(x, 0.5, condition).shape == (1, 16, 64, 64)
+    assert model.vae.decode(x[:, :, :4, :4]).sample.shape == (1, 3, 32, 32)
 
 
 def test_memory_adds_up_and_is_told():
