@@ -56,7 +56,10 @@ def _curve(runs: Sequence[Run], stage: str) -> tuple[str, tuple[Point, ...]]:
 
 
 def frontiers(comparison: Comparison, slots: Mapping[str, int]) -> list[Chart]:
-    """Score against cost, with the teachers' and without; the grey line is the best score at most so dear."""
+    """Score against cost, with the teachers' and without; the grey line is the best score at most so dear.
+
+    A method's runs at several budgets are joined.
+    """
     entries = [entry for entry in comparison.entries if entry.score.value is not None]
 
     def chart(title: str, costs: Mapping[str, int]) -> Chart:
@@ -68,12 +71,26 @@ def frontiers(comparison: Comparison, slots: Mapping[str, int]) -> list[Chart]:
                 steps.append(Point(forwards, value))
         steps.append(Point(placed[-1][0], steps[-1].y))
         dots = [Line(e.label, slots[e.label], (_place(e, costs[e.label]),), dots=True) for e in entries]
-        frontier = Line("", 0, tuple(steps))
-        return draw(Names(title, "", "training forwards", "share of the teachers' gain"), [frontier, *dots], log_x=True)
+        lines = [Line("", 0, tuple(steps)), *_budgets(entries, slots, costs), *dots]
+        return draw(Names(title, "", "training forwards", "share of the teachers' gain"), lines, log_x=True)
 
     totals, own = {e.label: e.total for e in entries}, {e.label: e.marginal for e in entries}
     kinds = (("Teachers' cost included", totals), ("Teachers there already", own))
     return [chart(title, costs) for title, costs in kinds if costs and min(costs.values()) > 0]
+
+
+def _budgets(entries: Sequence[Entry], slots: Mapping[str, int], costs: Mapping[str, int]) -> list[Line]:
+    """A line for each method that has several costs, none of them twice."""
+    methods: dict[tuple[str, tuple[str, ...]], dict[int, Entry]] = defaultdict(dict)
+    for entry in entries:
+        methods[entry.method, entry.tasks][costs[entry.label]] = entry
+    found = []
+    for (method, tasks), by_cost in methods.items():
+        if 1 < len(by_cost) == sum((entry.method, entry.tasks) == (method, tasks) for entry in entries):
+            points = tuple(Point(n, entry.score.value or 0.0) for n, entry in sorted(by_cost.items()))
+            label = by_cost[max(by_cost)].label
+            found.append(Line(label, slots[label], points))
+    return found
 
 
 def _place(entry: Entry, forwards: int) -> Point:

@@ -186,6 +186,22 @@ def test_a_long_curve_has_few_points_and_one_that_is_not_recorded_is_left_out(tm
     assert points[0].y == pytest.approx(np.mean([1 / k for k in range(1, 11)]))
 
 
+def test_a_methods_budgets_are_joined_unless_two_cost_the_same(tmp_path):
+    runs = load_runs([*make_runs(tmp_path, ["opd"], 2), *make_runs(tmp_path, ["opd"], 2, World(updates=90)),
+                      *make_runs(tmp_path, ["sft"], 2)])  # fmt: skip
+    comparison = compare(runs)
+    slots = {entry.label: k for k, entry in enumerate(comparison.entries, 1)}
+    marks = figures.frontiers(comparison, slots)[0].marks
+    joined = [mark for mark in marks[1:] if mark.path]
+    assert [mark.label for mark in joined] == [next(e.label for e in comparison.entries if e.total == 27_000)]
+    dots = {mark.dots[0][:2] for mark in marks if mark.dots and mark.label.startswith("opd")}
+    assert {tuple(map(float, pair.split(","))) for pair in joined[0].path[1:].split("L")} == dots
+    tuned = [replace(run, record=replace(run.record, group="lr", digest=run.record.digest + "1")) for run in runs[:2]]
+    again = compare([*runs, *tuned])
+    slots = {entry.label: k for k, entry in enumerate(again.entries, 1)}
+    assert not [mark for mark in figures.frontiers(again, slots)[0].marks[1:] if mark.path]
+
+
 def test_names_beside_dots_are_apart_and_stay_in_the_plot():
     lines = [Line(str(k), 1, (Point(100.0 + k % 2, 0.1 * (k // 3)),), dots=True) for k in range(12)]
     far = Line("far", 1, (Point(10.0, 0.0),), dots=True)
