@@ -24,6 +24,8 @@ PROBES = {
     ),
 }
 LONGEST = 60
+NAMED = 2
+"""Up to so many methods that share a policy are named."""
 LISTED = 20
 """Up to so many methods, every pair is listed; beyond, those with the best of each task."""
 
@@ -112,16 +114,22 @@ def figure_text(figure: Figure, sign: str = "") -> str:
 
 
 def score_block(comparison: Comparison) -> Block:
-    """Policies by tasks."""
+    """Policies by tasks: base models, teachers, results; a base model or teacher that several methods share is one row."""
     held_out = {task for task in comparison.tasks if not any(s.trained for s in comparison.scores if s.task == task)}
     columns = [short(task) + (" (held out)" if task in held_out else "") for task in comparison.tasks]
     lines: dict[tuple[str, str], dict[str, Score]] = {}
     for score in comparison.scores:
         lines.setdefault((score.label, score.policy), {})[score.task] = score
-    rows = []
-    for (label, policy), by_task in lines.items():
+    owners: dict[tuple[Text, ...], list[str]] = {}
+    roles = {key: next(score.role for score in by_task.values()) for key, by_task in lines.items()}
+    for label, policy in sorted(lines, key=lambda key: ("base", "teacher", "student").index(roles[key])):
+        by_task, own = lines[label, policy], label if roles[label, policy] == "student" else ""
         cells = [_score_text(by_task.get(task)) for task in comparison.tasks]
-        rows.append((Text(short(label)), Text(short(policy)), *cells))
+        owners.setdefault((Text(own), Text(short(policy)), *cells), []).append(short(label))
+    rows = [
+        (Text(", ".join(labels) if len(labels) <= NAMED else f"{len(labels)} methods"), *row)
+        for (_, *row), labels in owners.items()
+    ]
     notes = [
         "value ± standard error by prompt, or [±] half of the 95 % t-interval over seeds; * trained on this task",
         "n: pictures scored; #: rank, 1 + the methods that are significantly better; bold: the bests, not told apart",

@@ -318,6 +318,17 @@ def test_probes_and_curves_survive_a_record(runs, tmp_path):
     assert found.stages[0].curve == curve
 
 
+def test_a_policy_that_methods_share_is_one_row(tmp_path):
+    runs = load_runs(make_runs(tmp_path, ["a", "b"], 1))
+    rows = [(row[0].text, row[1].text) for row in score_block(compare(runs)).rows]
+    teachers = [(name, f"teacher-{task}") for name in "ab" for task in ("ocr", "geneval")]
+    assert rows[0] == ("a, b", "base")
+    assert sorted(rows[1:5]) == sorted(teachers)  # of the same name, and each its own
+    assert rows[5:] == [("a", "student"), ("b", "student")]
+    more = load_runs(make_runs(tmp_path, ["c"], 1))
+    assert score_block(compare([*runs, *more])).rows[0][0].text == "3 methods"
+
+
 def test_labels_leave_out_a_preset_that_all_methods_have(tmp_path):
     runs = load_runs(make_runs(tmp_path, ["opd+half", "sft+half"], 2))
     assert [group.label for group in group_runs(runs)] == ["opd", "sft"]
