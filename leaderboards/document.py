@@ -114,7 +114,7 @@ def figure_text(figure: Figure, sign: str = "") -> str:
 
 
 def score_block(comparison: Comparison) -> Block:
-    """Policies by tasks: base models, teachers, results; a base model or teacher that several methods share is one row."""
+    """Policies by tasks: base models, teachers, results; one that is not a result and that several share is one row."""
     held_out = {task for task in comparison.tasks if not any(s.trained for s in comparison.scores if s.task == task)}
     columns = [short(task) + (" (held out)" if task in held_out else "") for task in comparison.tasks]
     lines: dict[tuple[str, str], dict[str, Score]] = {}
