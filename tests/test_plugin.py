@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+from command import opdbench
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 PROJECT = """[build-system]
@@ -26,7 +27,7 @@ SMALL = [word for stage in ("start", "teacher", "student") for key in ("updates"
          for word in ("--set", f"{stage}.{key}=2")]  # fmt: skip
 
 
-def test_the_readmes_method_is_installed_and_run(tmp_path):
+def test_the_readmes_method_is_installed_and_run(tmp_path, monkeypatch):
     section = README.read_text().partition("## Add a method")[2].partition("\n## ")[0]
     code, entry, recipe = re.findall(r"```(?:python|toml)\n(.*?)```", section, re.DOTALL)
     assert len([line for line in code.splitlines() if line]) <= 10
@@ -37,14 +38,8 @@ def test_the_readmes_method_is_installed_and_run(tmp_path):
     (tmp_path / "velocity.toml").write_text(recipe)
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", str(site), str(package)], check=True)
-
-    def opdbench(*args):
-        command = [sys.executable, "-c", "from opdbench.cli import main; main()", *args]
-        places = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-        return subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": places}
-        )
-
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.chdir(tmp_path)
     assert "velocity" in json.loads(opdbench("list", "--format", "json").stdout)["methods"]
     plan = opdbench("run", "--config", "velocity.toml", "--dry-run")
     assert plan.returncode == 0, plan.stderr

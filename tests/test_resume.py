@@ -215,7 +215,7 @@ def test_a_compiled_stage_trains_the_same(trainer, small, monkeypatch):
     assert small.base not in compiled
 
 
-@pytest.mark.parametrize("most", [1, 2, 3])
+@pytest.mark.parametrize("most", [1, 3])
 @pytest.mark.parametrize("name", PARTED)
 def test_a_stage_whose_pictures_go_through_in_parts_trains_the_same(trainer, small, monkeypatch, name, most):
     """Student, old policy, teachers and decoder: none sees more than some of four pictures, and none sees any twice."""

@@ -185,7 +185,7 @@ def test_two_processes_that_divide_the_weights_train_and_score_what_one_does(tmp
 
 def test_two_processes_score_the_rows_of_one(tmp_path):
     args = ["run", "--method", "base", "--limit", "20", "--set", "base_sampler.steps=2"]
-    assert opdbench(*args, "--out", tmp_path / "one").returncode == 0
+    assert opdbench(*args, "--jobs", "1", "--out", tmp_path / "one").returncode == 0
     with by_two(*args, "--out", tmp_path / "two") as run:
         run.communicate(timeout=280)
     assert run.returncode == 0
