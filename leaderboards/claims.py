@@ -84,7 +84,9 @@ def judge_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Finding]:
             findings.append(Finding("claims", claim.name, verdict, found, command))
             continue
         verdict = "reproduced" if holds[k] < ALPHA else "diverged" if fails[k] < ALPHA else "inconclusive"
-        findings.append(Finding("claims", claim.name, verdict, _detail(claim, found, holds[k], len(tested)), command))
+        findings.append(
+            Finding("claims", claim.name, verdict, _detail(claim, found, (holds[k], fails[k]), len(tested)), command)
+        )
     return findings
 
 
@@ -97,7 +99,7 @@ def _test(differences: Sequence[float]) -> tuple[float, float, float]:
     return float(mean), float(error), float(t_test(mean, error, np.array(len(values) - 1), two_sided=False))
 
 
-def _detail(claim: Claim, gaps: Sequence[Gap], p: float, tested: int) -> str:
+def _detail(claim: Claim, gaps: Sequence[Gap], p: tuple[float, float], tested: int) -> str:
     what, form = f"{claim.better} - {claim.than} on {claim.task} is", ".4f"
     if claim.task == COST:
         what, form = f"forwards to {GOAL:.0%} of the teachers, {claim.than} - {claim.better}:", ",.0f"
@@ -112,7 +114,7 @@ def _detail(claim: Claim, gaps: Sequence[Gap], p: float, tested: int) -> str:
     finds = error * detectable(len(gaps) - 1, 2 * ALPHA / tested)
     power = f"finds {finds:{',.0f' if claim.task == COST else '.2g'}}" if finds else "no spread over seeds, so no test"
     figures = f"{bound}{mean:+{form}} ± {error:{form}} over {len(gaps)} seeds"
-    return f"{what} {figures}, p {p:.2g} (one-sided, Holm); {power}"
+    return f"{what} {figures}, p {p[0]:.2g} for it, {p[1]:.2g} against (one-sided, Holm); {power}"
 
 
 def _options(method: str) -> str:
