@@ -153,13 +153,13 @@ def share(record: RunRecord, policy: PolicyResult, task: str, spare: float | Non
 
 
 def mean_teachers(runs: Iterable[Run]) -> dict[str, float]:
-    """Mean score of all runs' teachers by task: the scale of methods that have no teachers."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for policy in (p for run in runs for p in run.record.policies if p.role == "teacher"):
+    """Mean score of all runs' teachers by task, those that runs share once: the scale of methods that have none."""
+    found: dict[str, set[tuple[int, float]]] = defaultdict(set)
+    for seed, policy in ((run.record.seed, p) for run in runs for p in run.record.policies if p.role == "teacher"):
         for cell in policy.cells:
             if cell.trained and cell.estimate.value is not None:
-                found[cell.task].append(cell.estimate.value)
-    return {task: sum(values) / len(values) for task, values in found.items()}
+                found[cell.task].add((seed, cell.estimate.value))
+    return {task: math.fsum(value for _, value in values) / len(values) for task, values in found.items()}
 
 
 def _score(group: Group, policy: PolicyResult, task: str, rank: int | None, spare: float | None) -> list[Score]:

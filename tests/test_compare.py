@@ -23,13 +23,13 @@ from opdbench.budget import plan
 from opdbench.config import RunConfig
 from opdbench.core import Estimate, Meter, Sample
 from opdbench.errors import UserError
-from opdbench.leaderboards.compare import compare
+from opdbench.leaderboards.compare import compare, mean_teachers
 from opdbench.leaderboards.cost import CostToGoal, cost, cost_to_goal
 from opdbench.leaderboards.document import aggregate_block, blocks, figure_text, quantity, score_block
 from opdbench.leaderboards.formats import RENDERERS, as_csv, visible
 from opdbench.leaderboards.pairs import ALPHA, align, compare_task
 from opdbench.leaderboards.published import find, published, published_blocks
-from opdbench.leaderboards.runs import group_runs, load_runs
+from opdbench.leaderboards.runs import Run, group_runs, load_runs
 from opdbench.record import Probe, RunRecord, StageResult, read_curve, read_samples
 from opdbench.registry import recipe as find_recipe
 from opdbench.runtime import write_text
@@ -316,6 +316,17 @@ def test_probes_and_curves_survive_a_record(runs, tmp_path):
     found = RunRecord.load(tmp_path)
     assert found.probes == (probe,)
     assert found.stages[0].curve == curve
+
+
+def test_teachers_that_runs_share_count_once(tmp_path):
+    runs = load_runs(make_runs(tmp_path, ["opd"], 2))
+    other = load_runs(make_runs(tmp_path, ["sft"], 1, World(levels={"base": 0.4, "teacher": 0.9, "student": 0.5})))
+    shared = [Run(replace(runs[0].record, method=name), runs[0].folder) for name in "abc"]
+    for task, mean in mean_teachers([*runs, *other]).items():
+        assert mean_teachers([*shared, *other, *runs])[task] == mean
+        teachers = [c.estimate.value for r in (*runs, *other) for p in r.record.policies if p.role == "teacher"
+                    for c in p.cells if c.trained and c.task == task]  # fmt: skip
+        assert mean == pytest.approx(np.mean(teachers))
 
 
 def test_a_policy_that_methods_share_is_one_row(tmp_path):
