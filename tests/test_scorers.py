@@ -18,6 +18,7 @@ from opdbench.errors import UserError
 from opdbench.evaluators.blip import CENTRE, SPREAD
 from opdbench.evaluators.pictures import Look, cropped, cropped_bilinear, letterboxed
 from opdbench.evaluators.preference import SCORERS, Preference
+from opdbench.evaluators.weights import read_state
 from opdbench.registry import evaluator, names
 
 REAL = sorted(SCORERS.keys() - {"preference"})
@@ -234,6 +235,18 @@ def test_pickled_code_is_never_run(sources, tmp_path):
     with pytest.raises(UserError, match="cannot load"):
         evaluator("hpsv2", str(tmp_path / "m")).score(noise(1), prompts(1))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"nothing", [1, 2], {"a": 1}, {"state_dict": [1]}], ids=str)
+def test_a_file_without_tensors_is_one_line(content, tmp_path):
+    path = tmp_path / "w.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=r"cannot load x from '.*w\.pth'") as error:
+        read_state("x", path)
+    assert "\n" not in str(error.value)
 
 
 def test_keys_name_the_version(tmp_path):
