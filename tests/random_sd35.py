@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import (
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
@@ -26,7 +24,7 @@ from transformers import (
 
 from opdbench.model import MAX_TEXT, tiny_folder
 from opdbench.sizes import CLIP_TEXT
-from opdbench.tiny.build import build_scheduler
+from opdbench.tiny.build import build_clip, build_scheduler
 
 DENOISER = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
@@ -53,29 +51,13 @@ def write(folder: Path, denoiser: Mapping[str, Any] = DENOISER, autoencoder: Map
         transformer=SD3Transformer2DModel(**denoiser).bfloat16(),
         vae=AutoencoderKL(**autoencoder),
         scheduler=build_scheduler(),
-        text_encoder=_clip(WIDTHS[0], tokenizer),
-        text_encoder_2=_clip(WIDTHS[1], tokenizer),
+        text_encoder=build_clip(tokenizer, WIDTHS[0], 1, CLIP_TEXT),
+        text_encoder_2=build_clip(tokenizer, WIDTHS[1], 1, CLIP_TEXT),
         text_encoder_3=T5EncoderModel(t5),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         tokenizer_3=t5_tokenizer,
     ).save_pretrained(folder)
-
-
-def _clip(width: int, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=width,
-        projection_dim=width,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        max_position_embeddings=CLIP_TEXT,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModelWithProjection(config)
 
 
 if __name__ == "__main__":

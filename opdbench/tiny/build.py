@@ -77,16 +77,18 @@ def build_t5_tokenizer() -> T5TokenizerFast:
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=CONTEXT)
 
 
-def build_clip(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """A two-layer CLIP text encoder of width 64."""
+def build_clip(
+    tokenizer: CLIPTokenizer, width: int = WIDTH // 2, layers: int = 2, context: int = CONTEXT
+) -> CLIPTextModelWithProjection:
+    """A CLIP text encoder with random weights."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH // 2,
-        intermediate_size=WIDTH * 2,
-        projection_dim=WIDTH // 2,
-        num_hidden_layers=2,
+        hidden_size=width,
+        intermediate_size=width * 4,
+        projection_dim=width,
+        num_hidden_layers=layers,
         num_attention_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
