@@ -169,15 +169,19 @@ def _total(group: Sequence[Run]) -> int:
 def _costs(mine: Sequence[Run], runs: Sequence[Run]) -> dict[int, Gap]:
     """By seed, the least and the most forwards to the goal, negated, as less is better."""
     points: dict[int, list[tuple[float, float]]] = {}
+    floors: dict[int, int] = {}  # a result costs what its last stage builds on, at least
     for run in mine:
         gain = _gain(run, run.result, runs)
         if gain is not None:
             points.setdefault(run.record.seed, []).append((cost(run.record).total, gain))
+            before = cost(run.record).total - run.record.stages[-1].meter.total()
+            floors[run.record.seed] = min(before, floors.get(run.record.seed, before))
     found: dict[int, Gap] = {}
     for seed, some in points.items():
         one = cost_to_goal(some)
         assert one is not None  # there are points
-        found[seed] = (-math.inf if one.bound == ">" else -one.forwards, 0 if one.bound == "<=" else -one.forwards)
+        most = math.inf if one.bound == ">" else one.forwards
+        found[seed] = -most, -(floors[seed] if one.bound == "<=" else one.forwards)
     return found
 
 

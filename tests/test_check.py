@@ -309,11 +309,13 @@ def test_the_cost_of_a_goal_is_interpolated_by_seed_or_bounded(tmp_path):
 
     runs = load_runs([
         *make("opd", 40, 0.6), *make("opd", 80, 0.9), *make("rl", 30, 0.5, False), *make("rl", 60, 0.85, False),
-        *make("low", 90, 0.5), *make("quick", 20, 0.95, False),
+        *make("low", 90, 0.5), *make("quick", 20, 0.95),
     ])  # fmt: skip
-    claims = [Claim(f"{a} {b}", a, b, COST) for a in ("rl", "opd", "low", "quick") for b in ("opd", "low", "quick")]
+    claims = [
+        Claim(f"{a} {b}", a, b, COST) for a in ("rl", "opd", "low", "quick") for b in ("opd", "low", "quick", "rl")
+    ]
     found = {f.subject: f for f in judge_claims(claims, runs)}
-    gaps = []
+    gaps, beyond = [], []
     for seed in range(4):
         costs = {"opd": ([12_000, 24_000], []), "rl": ([3_000, 6_000], [])}
         for run in runs:
@@ -321,14 +323,17 @@ def test_the_cost_of_a_goal_is_interpolated_by_seed_or_bounded(tmp_path):
                 costs[run.record.method][1].append(gain(run, runs))
         opd, rl = (np.interp(0.9, gains, forwards) for forwards, gains in costs.values())
         gaps.append(opd - rl)
+        beyond.append(rl - 4_000)
     assert found["rl opd"].verdict == "reproduced"
     mean = float(found["rl opd"].detail.split("rl: ")[1].split(" ±")[0].replace(",", ""))
     assert mean == pytest.approx(np.mean(gaps), abs=1)
-    # `low` ends at 27,000 without the goal, and the least budget of `quick`, 2,000, is beyond it
+    # `low` ends at 27,000 without the goal; the least budget of `quick`, 6,000 with teachers of 4,000, is beyond it
     assert found["opd low"].verdict == "reproduced"
     assert "low - opd: at least +" in found["opd low"].detail
     assert found["opd quick"].verdict == "diverged"
     assert "quick - opd: at most -" in found["opd quick"].detail
+    text = found["quick rl"].detail.split("at most ")[1].split(" ±")[0].replace(",", "")
+    assert float(text) == pytest.approx(np.mean(beyond), abs=1)
     assert found["low low"].detail.endswith("not known, as budgets end before it")
 
 
@@ -351,7 +356,7 @@ def gain(run, runs):
     """Mean over the tasks of (student - base) / (mean teacher - base)."""
     shares = []
     for task in World().learnt:
-        goal = np.mean([value(r, "teacher", task) for r in runs if r.record.method in ("opd", "low")])
+        goal = np.mean([value(r, "teacher", task) for r in runs if r.record.method in ("opd", "low", "quick")])
         base = value(run, "base", task)
         shares.append((value(run, "student", task) - base) / (goal - base))
     return np.mean(shares)
