@@ -8,15 +8,31 @@ from dataclasses import dataclass, replace
 
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 348, 10, 180
-"""Edges of the plot inside the picture."""
 TICKS, NARROW = 4, 4
 """Ticks wanted on an axis; a logarithmic one that spans less than this factor gets even ones."""
-TAG_WIDTH, TAG_HEIGHT = 50, 11
+TAG_WIDTH, TAG_HEIGHT = 50, 13
 """Names beside dots that are less than this apart keep this distance from above to below."""
+CROWD = 6
+"""More dots than these have their names in a column beside a larger plot."""
 ROOM = 0.06
 """Free space beyond the outermost points, as a share of the axis."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture's size, the edges of the plot inside it, and whether names stand in a column to the plot's right."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    column: bool = False
+
+
+SMALL = Frame(360, 220, 46, 348, 10, 180)
+LARGE = Frame(760, 400, 46, 560, 10, 360, column=True)
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,7 @@ class Line:
 class Mark:
     """A line in the picture's units: `path` and `band` are SVG paths, `dots` are (x, y, y of both ends).
 
-    `tags` are the heights of the name beside each dot.
+    `tags` are the heights of the name that each dot has.
     """
 
     label: str
@@ -64,6 +80,7 @@ class Mark:
 class Chart:
     """What the template draws; ticks are (position, text)."""
 
+    frame: Frame
     title: str
     task: str
     across: str
@@ -87,7 +104,7 @@ Scale = Callable[[float], float]
 
 
 def draw(names: Names, lines: Sequence[Line], log_x: bool = False) -> Chart:
-    """A chart of at least one point; a logarithmic axis needs positive numbers.
+    """A chart of at least one point, `LARGE` where many stand alone; a logarithmic axis needs positive numbers.
 
     Errors beyond the spread of all points are cut at the plot's edge: two seeds' would flatten every curve.
     """
@@ -97,17 +114,27 @@ def draw(names: Names, lines: Sequence[Line], log_x: bool = False) -> Chart:
     reach = [p.y + end for p, error in zip(points, errors, strict=True) for end in (-error, error)]
     x_low, x_high = _limits([p.x for p in points], log_x)
     y_low, y_high = _limits(reach, False)
-    x, y = _scale(x_low, x_high, LEFT, RIGHT, log_x), _scale(y_low, y_high, BOTTOM, TOP, False)
+    frame = _frame(sum(len(line.points) for line in lines if line.dots))
+    x, y = _scale(x_low, x_high, frame.left, frame.right, log_x), _scale(y_low, y_high, frame.bottom, frame.top, False)
     across = EngFormatter(sep="")
     return Chart(
+        frame,
         names.title,
         names.task,
         names.across,
         names.up,
         tuple((x(v), across(v)) for v in _ticks(x_low, x_high, log_x)),
         tuple((y(v), f"{v:.6g}") for v in _ticks(y_low, y_high, False)),
-        _named([_mark(line, x, y) for line in lines]),
+        _named([_mark(line, x, y) for line in lines], frame),
     )
+
+
+def _frame(dots: int) -> Frame:
+    """`LARGE` for many dots, higher where their names need it."""
+    if dots <= CROWD:
+        return SMALL
+    more = max(0, dots * TAG_HEIGHT - (LARGE.bottom - LARGE.top))
+    return replace(LARGE, height=LARGE.height + more, bottom=LARGE.bottom + more)
 
 
 def _limits(values: Sequence[float], log: bool) -> tuple[float, float]:
@@ -152,18 +179,18 @@ def _mark(line: Line, x: Scale, y: Scale) -> Mark:
     return Mark(line.label, line.slot, _path([(a, b) for a, b, _, _ in ends]), band, ())
 
 
-def _named(marks: Sequence[Mark]) -> tuple[Mark, ...]:
-    """The marks with names beside their dots, at least `TAG_HEIGHT` apart where dots are near."""
+def _named(marks: Sequence[Mark], frame: Frame) -> tuple[Mark, ...]:
+    """The marks with their dots' names, at least `TAG_HEIGHT` apart where dots are near or names in a column."""
     dots = sorted((dot[1], dot[0], k, n) for k, mark in enumerate(marks) for n, dot in enumerate(mark.dots))
     heights = [height for height, *_ in dots]
 
     def near(n: int, others: range) -> list[float]:
-        return [heights[m] for m in others if abs(dots[m][1] - dots[n][1]) < TAG_WIDTH]
+        return [heights[m] for m in others if frame.column or abs(dots[m][1] - dots[n][1]) < TAG_WIDTH]
 
     for n in range(len(dots)):
         heights[n] = max([heights[n], *(other + TAG_HEIGHT for other in near(n, range(n)))])
     for n in reversed(range(len(dots))):  # what was pushed out of the plot goes up again
-        heights[n] = min([heights[n], float(BOTTOM), *(o - TAG_HEIGHT for o in near(n, range(n + 1, len(dots))))])
+        heights[n] = min([heights[n], float(frame.bottom), *(o - TAG_HEIGHT for o in near(n, range(n + 1, len(dots))))])
     found = {(k, n): height for height, (*_, k, n) in zip(heights, dots, strict=True)}
     return tuple(replace(mark, tags=tuple(found[k, n] for n in range(len(mark.dots)))) for k, mark in enumerate(marks))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from opdbench.core import Estimate
@@ -30,10 +30,9 @@ def learning_curves(groups: Sequence[Group], slots: Mapping[str, int]) -> list[C
             names[digests] = stage.name
     lines: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for digests, same in owners.items():
-        measure, points = _curve(same[0].runs, names[digests])
         label = ", ".join(group.label for group in same)
         slot = slots[label] if len(same) == 1 else 0
-        if points:
+        for measure, points in _curves(same[0].runs, names[digests]):
             lines[names[digests], measure].append(Line(label, slot, points))
     return [
         draw(Names(f"{short(stage)}: {measure}", "", "forwards of the stage", measure), found)
@@ -41,18 +40,23 @@ def learning_curves(groups: Sequence[Group], slots: Mapping[str, int]) -> list[C
     ]
 
 
-def _curve(runs: Sequence[Run], stage: str) -> tuple[str, tuple[Point, ...]]:
+def _curves(runs: Sequence[Run], stage: str) -> list[tuple[str, tuple[Point, ...]]]:
+    """What a stage is judged by over its forwards: the reward, of several tasks each one's; or else the loss."""
     found = (s.curve for run in runs for s in run.record.stages if s.name == stage)
     curves = [curve for curve in found if curve]
-    if not curves:
-        return "", ()
-    measure = "reward" if any("reward" in point for point in curves[0]) else "loss"
+    known = {name for curve in curves for point in curve for name in point}
+    parts = sorted(name for name in known if name.startswith("reward/"))
+    measures = parts or ["reward"] if "reward" in known else ["loss"] if curves else []
+    return [(measure.replace("/", ", "), _mean(curves, measure)) for measure in measures]
+
+
+def _mean(curves: Sequence[Sequence[Mapping[str, float]]], measure: str) -> tuple[Point, ...]:
     points = []
     for same in zip(*curves, strict=True):  # runs that differ in their seed only have as many points
         if values := [point[measure] for point in same if measure in point]:
             mean, half = over_seeds(values)
             points.append(Point(float(same[0]["forwards"]), mean, half))
-    return measure, tuple(points)
+    return tuple(points)
 
 
 def frontiers(comparison: Comparison, slots: Mapping[str, int]) -> list[Chart]:
@@ -81,15 +85,22 @@ def frontiers(comparison: Comparison, slots: Mapping[str, int]) -> list[Chart]:
 
 def _budgets(entries: Sequence[Entry], slots: Mapping[str, int], costs: Mapping[str, int]) -> list[Line]:
     """A line for each method that has several costs, none of them twice."""
-    methods: dict[tuple[str, tuple[str, ...]], dict[int, Entry]] = defaultdict(dict)
-    for entry in entries:
-        methods[entry.method, entry.tasks][costs[entry.label]] = entry
     found = []
-    for (method, tasks), by_cost in methods.items():
-        if 1 < len(by_cost) == sum((entry.method, entry.tasks) == (method, tasks) for entry in entries):
-            points = tuple(Point(n, entry.score.value or 0.0) for n, entry in sorted(by_cost.items()))
-            label = by_cost[max(by_cost)].label
-            found.append(Line(label, slots[label], points))
+    for same in families(entries, costs):
+        if len(same) > 1:
+            points = tuple(Point(costs[entry.label], entry.score.value or 0.0) for entry in same)
+            found.append(Line(same[-1].label, slots[same[-1].label], points))
+    return found
+
+
+def families(entries: Iterable[Entry], costs: Mapping[str, int]) -> list[list[Entry]]:
+    """Entries of one method together, by cost, where no cost is there twice; all others alone."""
+    methods: dict[tuple[str, tuple[str, ...]], list[Entry]] = defaultdict(list)
+    for entry in sorted(entries, key=lambda entry: costs[entry.label]):
+        methods[entry.method, entry.tasks].append(entry)
+    found: list[list[Entry]] = []
+    for same in methods.values():
+        found += [same] if len({costs[entry.label] for entry in same}) == len(same) else [[entry] for entry in same]
     return found
 
 

@@ -17,7 +17,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from opdbench.errors import UserError
-from opdbench.leaderboards import charts, figures
+from opdbench.leaderboards import figures
 from opdbench.leaderboards.album import address, album
 from opdbench.leaderboards.compare import Comparison, Score, compare
 from opdbench.leaderboards.document import blocks, figure_text, quantity, short
@@ -25,7 +25,8 @@ from opdbench.leaderboards.formats import visible
 from opdbench.leaderboards.runs import Group, Run, common_preset, group_runs
 from opdbench.runtime import write_text
 
-COLOURS = 8
+COLOURS = 16
+"""Slots that the style sheet knows; the second half has the colours of the first, with broken lines and open dots."""
 SHOWN = ("Scores", "Teacher-normalised scores and forgetting")
 """Tables of the comparison that the page has in another form."""
 T = TypeVar("T")
@@ -56,7 +57,7 @@ def write_report(runs: Sequence[Run], path: Path, variance: Path | None = None) 
 def page(runs: Sequence[Run], variance: Sequence[tuple[str, str]] = ()) -> str:
     """The page's text; `variance` are names and data addresses of figures."""
     comparison, groups = compare(runs), group_runs(runs)
-    slots = {group.label: 1 + k % COLOURS for k, group in enumerate(groups)}
+    slots = _slots(comparison, groups)
     places = {entry.label: place for place, entry in enumerate(comparison.entries)}
     groups.sort(key=lambda group: places.get(group.label, len(places)))
     text = {name: _asset(f"report.{name}") for name in ("css", "js")}
@@ -82,12 +83,20 @@ def page(runs: Sequence[Run], variance: Sequence[tuple[str, str]] = ()) -> str:
             failures=album(groups, failures=True),
             variance=variance,
             tables=[block for block in blocks(comparison) if block.title not in SHOWN],
-            chart=charts,
             style=Markup(text["css"]),
             script=Markup(text["js"]),
             script_hash=script,
         )
     )
+
+
+def _slots(comparison: Comparison, groups: Sequence[Group]) -> dict[str, int]:
+    """A colour for each group; a method's budgets share one."""
+    families = figures.families(comparison.entries, {entry.label: entry.total for entry in comparison.entries})
+    first = {entry.label: same[0].label for same in families for entry in same}
+    owners = [first.get(group.label, group.label) for group in groups]
+    numbers = {owner: 1 + k % COLOURS for k, owner in enumerate(dict.fromkeys(owners))}
+    return {group.label: numbers[owner] for group, owner in zip(groups, owners, strict=True)}
 
 
 def variance_figures(place: Path) -> list[tuple[str, str]]:

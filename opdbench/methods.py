@@ -120,6 +120,7 @@ class Actors:
         base: the untouched model at the student's guidance.
         old: the lagging copy that rolls out, for methods that need one.
         teachers: a frozen policy a task.
+        rewards: means of the last rollout, over all processes: `reward`, and `reward/<task>` where there are several.
         descend: step the optimizer on the losses so far, for methods that take several steps on one
             rollout; after the last loss the trainer steps by itself.
         gather: what every process has; each sees its share of a batch only.
@@ -137,7 +138,7 @@ class Actors:
     sampler: Sampler
     steps: Sequence[Transition]
     meter: Meter
-    reward: float | None = None
+    rewards: dict[str, float] = field(default_factory=dict)
     descend: Callable[[], object] = _no_optimizer
     gather: Gather = alone
     threads: bool = False
@@ -175,12 +176,21 @@ class Actors:
         for _ in behind(make(), judge):
             pass
         self.meter.count("rollout", len(batch) * len(walked), policy.passes)
-        self.reward = float(torch.cat(self.gather(rewards)).nanmean())
+        self.rewards = self._means(rewards, parts)
         whole = [Step.join(step) for step in zip(*taken, strict=True)]
         latents = whole[-1].next_x
         path = [step for step in whole if step.transition.std > 0]
         device = latents.device
         return Rollout(latents, rewards.to(device), path, {task: part.to(device) for task, part in parts.items()})
+
+    def _means(self, rewards: Tensor, parts: Mapping[str, Tensor]) -> dict[str, float]:
+        """Of what a picture is paid, and of each task's own reward: their scales may be far apart."""
+        everywhere = self.gather({"reward": rewards} | {f"reward/{task}": part for task, part in parts.items()})
+        names = list(dict.fromkeys(name for each in everywhere for name in each))
+        means = {
+            name: float(torch.cat([each[name] for each in everywhere if name in each]).nanmean()) for name in names
+        }
+        return means if len(names) > 2 else {"reward": means["reward"]}
 
     def _judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Of each task, the rows that it pays for and its rewards there, NaN where it could not say."""

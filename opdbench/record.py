@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 POINTS = 40
 """Of a learning curve in a record."""
+MEASURES = ("loss", "reward")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class StageResult:
 
     Attributes:
         reused: whether it was found instead of trained here.
-        curve: means over consecutive updates of loss and, in RL, reward; `forwards` is what they had cost by then.
+        curve: means over consecutive updates of loss and, in RL, reward, with several tasks also each task's as
+            `reward/<task>`; `forwards` is what they had cost by then.
     """
 
     name: str
@@ -164,7 +166,7 @@ def read_curve(folder: Path | None) -> list[dict[str, float]]:
     for first in range(0, len(lines), size):
         part = lines[first : first + size]
         point = {"update": part[-1]["update"], "forwards": part[-1]["forwards"]}
-        for name in ("loss", "reward"):
+        for name in dict.fromkeys(name for line in part for name in line if name.partition("/")[0] in MEASURES):
             known = [line[name] for line in part if line.get(name) is not None]
             point |= {name: sum(known) / len(known)} if known else {}
         points.append(point)

@@ -189,10 +189,8 @@ class Trainer:
         self.team.sum([total])
         for meter in self.team.gather(self.actors.meter):
             self.state.meter.add(meter)
-        line: dict[str, Any] = {"update": update + 1, "loss": total.item(), "grad_norm": norm}
-        if self.method.needs_reward:
-            line["reward"] = self.actors.reward
-        return line
+        line = {"update": update + 1, "loss": total.item(), "grad_norm": norm}
+        return line | self.actors.rewards if self.method.needs_reward else line
 
     def _losses(self, batch: Batch) -> Iterator[Tensor]:
         """The method's, of all pictures or of some prompts' after the others'."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from opdbench.config import Recipe, RunConfig, Stage, digest
 from opdbench.core import Meter, Sample, Sampler
+from opdbench.leaderboards.runs import Run, load_runs
 from opdbench.record import Cell, PolicyResult, RunRecord, Shot, StageResult, read_curve, write_samples, write_shots
 from opdbench.runtime import write_text
 from opdbench.stats import estimate
@@ -43,6 +44,11 @@ class World:
     updates: int = 50
     taught: bool = True
     hardness: int = 7
+
+
+BETTER = World(levels={"base": 0.4, "teacher": 0.8, "student": 0.9})
+LEVELS = {"opd": 0.75, "merge": 0.55, "sft": 0.65}
+"""Of the students of `illustrated_runs`, by method."""
 
 
 def make_run(out: Path, method: str = "opd", seed: int = 0, world: World | None = None, **facts: str) -> Path:
@@ -144,3 +150,17 @@ def illustrate(folder: Path, text: str = "a red ring", updates: int = 6) -> Path
                 shots.append((replace(shot, failure=True, value=None), Image.new("RGB", (64, 64), colour)))
     write_shots(folder, shots)
     return folder
+
+
+def two_equal_and_a_better_one(out: Path) -> list[Run]:
+    """Three methods, five seeds each."""
+    return load_runs([*make_runs(out, ["even", "same"], 5), *make_runs(out, ["good"], 5, BETTER)])
+
+
+def illustrated_runs(out: Path) -> list[Run]:
+    """The methods of `LEVELS`, three seeds each, with all that a page shows; the middle one is the lowest."""
+    for method, level in LEVELS.items():
+        world = World(levels={"base": 0.4, "teacher": 0.8, "student": level}, groups=3, noise=0.1)
+        for folder in make_runs(out, [method], 3, world):
+            illustrate(folder)
+    return load_runs(sorted(path.parent for path in out.glob("*/record.json")))

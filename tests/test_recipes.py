@@ -177,12 +177,15 @@ def test_rewards_are_added_where_they_are_defined(world):
     own, actors = rollout(world, {}, judges)
     assert own.rewards.tolist() == [0.0, 1.0, 20.0, 30.0]
     assert actors.meter.images == 4
+    assert actors.rewards == {"reward": 12.75, "reward/left": 0.5, "reward/right": 25.0}
     both, actors = rollout(world, {"left": 2.0, "right": 0.5}, judges)
     assert both.rewards.tolist() == [0.0, 2.0, 4.0 + 10.0, 6.0 + 15.0]
     assert both.parts["right"].isnan().tolist() == [True, True, False, False]
     assert actors.meter.images == 6
-    lost, _ = rollout(world, {"left": 2.0, "right": 0.5}, judges | {"left": _Pays(1.0, lost=(3,))})
+    assert actors.rewards == {"reward": (2 + 14 + 21) / 4, "reward/left": 1.5, "reward/right": 25.0}
+    lost, actors = rollout(world, {"left": 2.0, "right": 0.5}, judges | {"left": _Pays(1.0, lost=(3,))})
     assert lost.rewards.isnan().tolist() == [False, False, False, True]
+    assert actors.rewards == {"reward": pytest.approx((2 + 14) / 3), "reward/left": 1.0, "reward/right": 25.0}
 
 
 @pytest.mark.parametrize("most", [1, 4, 5])

@@ -8,25 +8,21 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import product
 
-import numpy as np
 import pytest
-from records import World, illustrate, make_run, make_runs
+from records import World, illustrate, illustrated_runs, make_run, make_runs
 
 from opdbench.core import Estimate
 from opdbench.errors import UserError
-from opdbench.leaderboards import charts, figures
+from opdbench.leaderboards import figures
 from opdbench.leaderboards.album import album
-from opdbench.leaderboards.charts import Line, Names, Point
-from opdbench.leaderboards.compare import compare
 from opdbench.leaderboards.report import page, variance_figures, write_report
 from opdbench.leaderboards.runs import group_runs, load_runs
-from opdbench.record import POINTS, Probe
+from opdbench.record import Probe
 from opdbench.stats import over_seeds
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-LEVELS = {"opd": 0.75, "merge": 0.55, "sft": 0.65}
 HOSTILE = {
     "markup": "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>",
     "closing": "</style></script></svg>]]>-->'\"`{{ 7 * 7 }}{% raw %}",
@@ -37,13 +33,7 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Three methods over three seeds; the middle one has the lowest level."""
-    out = tmp_path_factory.mktemp("report")
-    for method, level in LEVELS.items():
-        world = World(levels={"base": 0.4, "teacher": 0.8, "student": level}, groups=3, noise=0.1)
-        for folder in make_runs(out, [method], 3, world):
-            illustrate(folder)
-    return load_runs(sorted(path.parent for path in out.glob("*/record.json")))
+    return illustrated_runs(tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
@@ -166,92 +156,6 @@ def test_the_page_is_the_same_bytes_in_any_order_and_without_torch(runs, tmp_pat
     assert (tmp_path / "deep" / "page.html").read_text(encoding="utf-8") == text
 
 
-def test_curves_are_means_over_seeds_and_shared_stages_are_drawn_once(runs):
-    groups = group_runs(runs)
-    points = figures._curve(groups[0].runs, "student")[1]
-    assert [p.x for p in points] == [100.0 * k for k in range(1, 7)]
-    assert [p.y for p in points] == pytest.approx([1 / k + 1 for k in range(1, 7)])  # seeds 0, 1, 2 add their number
-    assert points[0].error == pytest.approx(4.302652729911275 / 3**0.5)  # t(.975, 2) s / sqrt(3), s = 1
-    shown = {one.title: [mark.slot for mark in one.marks] for one in figures.learning_curves(groups, {})}
-    assert shown == {"teacher-ocr: reward": [0], "teacher-geneval: reward": [0], "student: loss": [0]}
-    assert figures._curve(groups[0].runs, "teacher-ocr")[0] == "reward"
-
-
-def test_a_long_curve_has_few_points_and_one_that_is_not_recorded_is_left_out(tmp_path):
-    folder = make_run(tmp_path, "opd", 0)
-    assert figures.learning_curves(group_runs(load_runs([folder])), {"opd": 1}) == []
-    (run,) = load_runs([illustrate(folder, updates=400)])
-    _, points = figures._curve([run], "student")
-    assert len(points) == POINTS
-    assert points[0].y == pytest.approx(np.mean([1 / k for k in range(1, 11)]))
-
-
-def test_a_methods_budgets_are_joined_unless_two_cost_the_same(tmp_path):
-    runs = load_runs([*make_runs(tmp_path, ["opd"], 2), *make_runs(tmp_path, ["opd"], 2, World(updates=90)),
-                      *make_runs(tmp_path, ["sft"], 2)])  # fmt: skip
-    comparison = compare(runs)
-    slots = {entry.label: k for k, entry in enumerate(comparison.entries, 1)}
-    marks = figures.frontiers(comparison, slots)[0].marks
-    joined = [mark for mark in marks[1:] if mark.path]
-    assert [mark.label for mark in joined] == [next(e.label for e in comparison.entries if e.total == 27_000)]
-    dots = {mark.dots[0][:2] for mark in marks if mark.dots and mark.label.startswith("opd")}
-    assert {tuple(map(float, pair.split(","))) for pair in joined[0].path[1:].split("L")} == dots
-    tuned = [replace(run, record=replace(run.record, group="lr", digest=run.record.digest + "1")) for run in runs[:2]]
-    again = compare([*runs, *tuned])
-    slots = {entry.label: k for k, entry in enumerate(again.entries, 1)}
-    assert not [mark for mark in figures.frontiers(again, slots)[0].marks[1:] if mark.path]
-
-
-def test_names_beside_dots_are_apart_and_stay_in_the_plot():
-    lines = [Line(str(k), 1, (Point(100.0 + k % 2, 0.1 * (k // 3)),), dots=True) for k in range(12)]
-    far = Line("far", 1, (Point(10.0, 0.0),), dots=True)
-    *marks, alone = charts.draw(Names("", "", "", ""), [*lines, far]).marks
-    heights = sorted(mark.tags[0] for mark in marks)
-    assert all(after - before >= charts.TAG_HEIGHT for before, after in pairwise(heights))
-    assert heights[0] >= charts.TOP
-    assert heights[-1] <= charts.BOTTOM
-    assert alone.tags[0] == alone.dots[0][1]
-
-
-def test_nothing_cheaper_beats_the_frontier(runs):
-    comparison = compare(runs)
-    chart = figures.frontiers(comparison, {label: k for k, label in enumerate(LEVELS, 1)})[0]
-    steps = [tuple(map(float, pair.split(","))) for pair in chart.marks[0].path[1:].split("L")]
-    for before, after in pairwise(steps):
-        assert after[0] >= before[0]
-        assert after[1] <= before[1]  # up is a smaller y
-    for mark in chart.marks[1:]:
-        ((x, y, low, high),) = mark.dots
-        assert min(b for a, b in steps if a <= x) <= y
-        assert charts.TOP <= high <= y <= low <= charts.BOTTOM
-
-
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize("values", [[1.0], [0.5, 0.5], [1e-9, 3e4], [2.0, 3.0, 5e5]])
-def test_every_point_and_tick_is_inside_the_plot(values, log):
-    line = Line("a", 1, tuple(Point(v, v, v / 2) for v in values))
-    chart = charts.draw(Names("t", "", "x", "y"), [line], log_x=log)
-    places = [tuple(map(float, p.split(","))) for p in chart.marks[0].path[1:].split("L")]
-    assert places == sorted(places, key=lambda p: (p[0], -p[1]))
-    assert all(charts.LEFT <= x <= charts.RIGHT and charts.TOP <= y <= charts.BOTTOM for x, y in places)
-    assert 1 <= len(chart.x_ticks) <= charts.TICKS + 2
-    assert all(charts.LEFT <= x <= charts.RIGHT for x, _ in chart.x_ticks)
-
-
-def test_the_matrix_holds_changes_against_the_base(runs):
-    rows = figures.changes(group_runs(runs), ["ocr", "preference"])
-    assert [name for name, _, _ in rows[:3]] == ["student"] * 3
-    for name, labels, row in rows:
-        for one in row:
-            gaps = []
-            for run in (r for r in runs if r.record.method == labels[0]):
-                values = {p.name: c.estimate.value for p in run.record.policies for c in p.cells if c.task == one.task}
-                gaps.append(values[name] - values["base"])
-            assert one.figure.value == pytest.approx(np.mean(gaps))
-            assert -1 <= one.depth <= 1
-    assert {one.task for _, _, row in rows for one in row if one.trained} == {"ocr"}
-
-
 def test_a_stage_that_loses_what_an_earlier_one_gained_is_red_below_green(tmp_path, visit):
     """The full suite's stages against the base model, over seeds, each method in the order of its stages."""
     runs = load_runs(make_runs(tmp_path, ["rl"], 3))
@@ -274,18 +178,6 @@ def test_a_stage_that_loses_what_an_earlier_one_gained_is_red_below_green(tmp_pa
     tab = visit(page(lost))
     cells = tab.locator(".journeys td[data-task=ocr]")
     assert [cell.get_attribute("class").split()[0] for cell in cells.all()] == ["up", "down", "down"]
-
-
-def test_strata_are_those_of_the_records(runs):
-    found = figures.strata(group_runs(runs), dict.fromkeys(LEVELS, 1))
-    assert len(found) == 9
-    task, stratum, bars = found[0]
-    assert [bar.label for bar in bars] == ["base", "merge", "opd", "sft"]
-    values = [
-        c.groups[stratum].value for r in runs if r.record.method == "opd" for c in r.result.cells if c.task == task
-    ]
-    assert bars[2].figure.value == pytest.approx(np.mean(values))
-    assert max(bar.share for t, _, row in found if t == task for bar in row) == 100
 
 
 def test_pictures_that_methods_share_are_shown_once(runs):
