@@ -26,7 +26,7 @@ PROBES = {
 LONGEST = 60
 NAMED = 2
 """Up to so many methods that share a policy are named."""
-LISTED = 20
+LISTED = 8
 """Up to so many methods, every pair is listed; beyond, those with the best of each task."""
 
 

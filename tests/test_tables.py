@@ -8,11 +8,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from records import make_runs, two_equal_and_a_better_one
+from records import BETTER, make_runs, two_equal_and_a_better_one
 
 from opdbench.core import Estimate
 from opdbench.leaderboards.compare import compare
-from opdbench.leaderboards.document import blocks, score_block
+from opdbench.leaderboards.document import LISTED, blocks, score_block
 from opdbench.leaderboards.formats import as_csv
 from opdbench.leaderboards.runs import group_runs, load_runs
 from opdbench.record import Probe, RunRecord, read_curve
@@ -96,3 +96,13 @@ def test_a_curve_is_the_mean_of_equal_parts(tmp_path):
     assert len(curve) == 34  # parts of three updates, the least that leaves at most 40
     assert curve[0] == {"update": 3, "forwards": 21, "loss": 2.0, "reward": 1.0}
     assert curve[-1] == {"update": 100, "forwards": 700, "loss": 100.0, "reward": 1.0}
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_of_many_methods_the_pairs_with_the_best_are_listed(tmp_path, more):
+    others = [f"other-{k}" for k in range(LISTED - 1 + more)]
+    comparison = compare(load_runs([*make_runs(tmp_path, others, 2), *make_runs(tmp_path, ["good"], 2, BETTER)]))
+    (pairs,) = [block for block in blocks(comparison) if block.title == "Pairs on ocr"]
+    sides = [{row[0].text, row[1].text} for row in pairs.rows]
+    assert len(sides) == (len(others) if more else len(others) * LISTED // 2)
+    assert all("good" in names for names in sides) == bool(more)
