@@ -141,7 +141,10 @@ def _gaps(claim: Claim, runs: Sequence[Run]) -> list[Gap] | str:
 
 
 def _pick(claim: Claim, runs: Sequence[Run]) -> tuple[Sequence[Run], Sequence[Run]] | str:
-    """The runs of either side: for a claim on costs all, else the two groups whose total costs are nearest."""
+    """The runs of either side: for a claim on costs all, else the two groups whose total costs are nearest.
+
+    A claim within one method is about each group's own runs, here those of the costliest.
+    """
     sides: list[dict[str, list[Run]]] = []
     for name in (claim.better, claim.than):
         groups: dict[str, list[Run]] = {}
@@ -154,7 +157,10 @@ def _pick(claim: Claim, runs: Sequence[Run]) -> tuple[Sequence[Run], Sequence[Ru
     if claim.task == COST:
         one, other = ([run for group in groups.values() for run in group] for groups in sides)
         return one, other
-    pairs = [(abs(_total(a) - _total(b)), a, b) for a in sides[0].values() for b in sides[1].values()]
+    if sides[0].keys() == sides[1].keys():
+        pairs = [(-_total(group), group, group) for group in sides[0].values()]
+    else:
+        pairs = [(abs(_total(a) - _total(b)), a, b) for a in sides[0].values() for b in sides[1].values()]
     nearest = min(gap for gap, _, _ in pairs)
     found = [(a, b) for gap, a, b in pairs if gap == nearest]
     if len(found) > 1:

@@ -142,7 +142,8 @@ def _labels(name: str, runs: Mapping[str, Run]) -> dict[str, str]:
     differ = [name for name in settings if len({repr(c.get(name, absent)) for c in configs.values()}) > 1]
     found = {}
     for digest, config in configs.items():
-        parts = [f"{name.rpartition('.')[2]}={config.get(name, absent)}" for name in differ]
+        # Stages of a cascade may differ in the same setting alike: it is said once.
+        parts = list(dict.fromkeys(f"{name.rpartition('.')[2]}={config.get(name, absent)}" for name in differ))
         suffix = " ".join(parts) if len(parts) <= SETTINGS else digest[:8]
         found[digest] = f"{name} {suffix}".rstrip()
     return found if len(set(found.values())) == len(found) else {d: f"{name} {d[:8]}" for d in runs}

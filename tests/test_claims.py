@@ -36,9 +36,10 @@ def test_claims_hold_fail_or_stay_open(tmp_path):
     assert "opdbench run --method multi-rl" in found["absent"].command
 
 
-def test_a_claim_about_two_configurations_is_not_comparable(tmp_path):
-    runs = load_runs([*make_runs(tmp_path, ["opd"], 2), *make_runs(tmp_path, ["opd"], 2, World(updates=9))])
-    (found,) = judge_claims([Claim("c", "opd", "opd/base", "ocr")], runs)
+def test_a_claim_about_two_configurations_of_one_cost_is_not_comparable(tmp_path):
+    runs = load_runs(make_runs(tmp_path, ["opd"], 2))
+    tuned = [replace(run, record=replace(run.record, group="lr", digest=run.record.digest + "1")) for run in runs]
+    (found,) = judge_claims([Claim("c", "opd", "opd/base", "ocr")], [*runs, *tuned])
     assert found.verdict == "not comparable"
 
 
@@ -129,6 +130,9 @@ def test_a_stage_of_a_cascade_is_held_against_its_end(tmp_path):
     (found,) = judge_claims([Claim("forgets", "cascade/rl-ocr", "cascade", "ocr")], load_runs(paths))
     assert found.verdict == "reproduced"
     assert "is +0.1150 ± " in found.detail
+    short = make_runs(tmp_path, ["cascade"], 4, World(updates=20))
+    (again,) = judge_claims([Claim("forgets", "cascade/rl-ocr", "cascade", "ocr")], load_runs([*paths, *short]))
+    assert again == found  # of the costliest budget
     (none,) = judge_claims([Claim("forgets", "cascade/rl-ocr", "cascade", "preference")], load_runs(paths))
     assert none.verdict == "inconclusive"
 

@@ -8,7 +8,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from records import BETTER, make_runs, two_equal_and_a_better_one
+from records import BETTER, World, make_runs, two_equal_and_a_better_one
 
 from opdbench.core import Estimate
 from opdbench.leaderboards.compare import compare
@@ -106,3 +106,9 @@ def test_of_many_methods_the_pairs_with_the_best_are_listed(tmp_path, more):
     sides = [{row[0].text, row[1].text} for row in pairs.rows]
     assert len(sides) == (len(others) if more else len(others) * LISTED // 2)
     assert all("good" in names for names in sides) == bool(more)
+
+
+def test_a_setting_that_all_stages_have_alike_is_named_once(tmp_path):
+    runs = load_runs([*make_runs(tmp_path, ["opd"], 1), *make_runs(tmp_path, ["opd"], 1, World(updates=90))])
+    assert all(len(run.record.stages) == 3 for run in runs)
+    assert [group.label for group in group_runs(runs)] == ["opd updates=50", "opd updates=90"]
