@@ -57,16 +57,29 @@ def fetch(what: str, source: str, file: str) -> Path:
 def read_state(what: str, path: Path) -> dict[str, Tensor]:
     """The tensors of a `.pt`, `.pth` or `.safetensors` file, never executing what it holds."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # what torch's restricted reader says of arbitrary bytes has no common class
+        state = load_file(path) if path.suffix == ".safetensors" else _restricted(path)
+    except (OSError, ValueError, SafetensorError) as error:
         raise unloadable(what, str(path), error) from error
     found = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise UserError(f"cannot load {what} from {str(path)!r}: expected tensors by name; is it another file?")
     return found
+
+
+def _restricted(path: Path) -> Any:
+    """What torch's restricted reader, which runs no code, finds in a file; `ValueError` if it cannot read it."""
+    import torch
+
+    try:
+        return torch.load(path, "cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged files raise eleven unrelated classes; some texts advise to let code run
+        raise ValueError(f"not a file of plain tensors ({type(error).__name__}); nothing in it was run") from error
 
 
 def _refuse(what: str, source: str, problems: Mapping[str, list[str]]) -> None:

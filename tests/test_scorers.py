@@ -6,6 +6,7 @@ import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -232,8 +233,9 @@ def test_pickled_code_is_never_run(sources, tmp_path):
 
     shutil.copytree(sources["hpsv2"], tmp_path / "m")
     torch.save({"state_dict": Evil()}, tmp_path / "m" / "HPS_v2.1_compressed.pt")
-    with pytest.raises(UserError, match="cannot load"):
+    with pytest.raises(UserError, match="not a file of plain tensors") as error:
         evaluator("hpsv2", str(tmp_path / "m")).score(noise(1), prompts(1))
+    assert "weights_only" not in str(error.value)  # torch's own text says how to run it
     assert not (tmp_path / "ran").exists()
 
 
@@ -247,6 +249,22 @@ def test_a_file_without_tensors_is_one_line(content, tmp_path):
     with pytest.raises(UserError, match=r"cannot load x from '.*w\.pth'") as error:
         read_state("x", path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_file_is_read_or_refused(zipped, tmp_path):
+    good, damaged, rng, refused = tmp_path / "good.pth", tmp_path / "w.pth", Random(0), 0
+    torch.save({"a": torch.ones(3, 4)}, good, _use_new_zipfile_serialization=zipped)
+    for _ in range(300):
+        content = bytearray(good.read_bytes())
+        for _ in range(3):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        damaged.write_bytes(content)
+        try:
+            read_state("x", damaged)
+        except UserError:
+            refused += 1
+    assert refused > 30
 
 
 def test_keys_name_the_version(tmp_path):
