@@ -46,7 +46,9 @@ def _curves(runs: Sequence[Run], stage: str) -> list[tuple[str, tuple[Point, ...
     curves = [curve for curve in found if curve]
     known = {name for curve in curves for point in curve for name in point}
     parts = sorted(name for name in known if name.startswith("reward/"))
-    measures = parts or ["reward"] if "reward" in known else ["loss"] if curves else []
+    if not curves:
+        return []
+    measures = parts or (["reward"] if "reward" in known else ["loss"])
     return [(measure.replace("/", ", "), _mean(curves, measure)) for measure in measures]
 
 

@@ -7,6 +7,7 @@ a walk in progress.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -184,13 +185,14 @@ class Actors:
         return Rollout(latents, rewards.to(device), path, {task: part.to(device) for task, part in parts.items()})
 
     def _means(self, rewards: Tensor, parts: Mapping[str, Tensor]) -> dict[str, float]:
-        """Of what a picture is paid, and of each task's own reward: their scales may be far apart."""
+        """Of what a picture is paid, and of each task's own reward: their scales may be far apart.
+
+        What no picture could be given has no mean.
+        """
         everywhere = self.gather({"reward": rewards} | {f"reward/{task}": part for task, part in parts.items()})
         names = list(dict.fromkeys(name for each in everywhere for name in each))
-        means = {
-            name: float(torch.cat([each[name] for each in everywhere if name in each]).nanmean()) for name in names
-        }
-        return means if len(names) > 2 else {"reward": means["reward"]}
+        means = {n: float(torch.cat([each[n] for each in everywhere if n in each]).nanmean()) for n in names}
+        return {n: mean for n, mean in means.items() if not math.isnan(mean) and (n == "reward" or len(names) > 2)}
 
     def _judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Of each task, the rows that it pays for and its rewards there, NaN where it could not say."""

@@ -186,6 +186,8 @@ def test_rewards_are_added_where_they_are_defined(world):
     lost, actors = rollout(world, {"left": 2.0, "right": 0.5}, judges | {"left": _Pays(1.0, lost=(3,))})
     assert lost.rewards.isnan().tolist() == [False, False, False, True]
     assert actors.rewards == {"reward": pytest.approx((2 + 14) / 3), "reward/left": 1.0, "reward/right": 25.0}
+    _, actors = rollout(world, {}, judges | {"left": _Pays(1.0, lost=(0, 1))})
+    assert actors.rewards == {"reward": 25.0, "reward/right": 25.0}  # a NaN in a log is not JSON
 
 
 @pytest.mark.parametrize("most", [1, 4, 5])
