@@ -16,9 +16,9 @@ from random import Random
 from torch import Tensor
 
 from opdbench.baselines.policy_gradient import advantages, clipped, replay, trained_steps
+from opdbench.diffusion.walk import Noise
 from opdbench.errors import UserError
-from opdbench.methods import Actors, Batch, Method
-from opdbench.walk import Noise
+from opdbench.methods.base import Actors, Batch, Method
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from opdbench.diffusion.flow import kl_weight, with_density
+from opdbench.diffusion.model import Policy
 from opdbench.errors import unknown
-from opdbench.estimators import analytic, gaps, surrogate
-from opdbench.flow import kl_weight, with_density
-from opdbench.methods import Actors, Batch, Method
-from opdbench.model import Policy
-from opdbench.opd import visit
+from opdbench.methods.base import Actors, Batch, Method
+from opdbench.methods.estimators import analytic, gaps, surrogate
+from opdbench.methods.opd import visit
 
 BASE = "base"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from opdbench.baselines.nft import NFT
 from opdbench.baselines.policy_gradient import advantages
-from opdbench.methods import Actors, Batch, Rollout
+from opdbench.methods.base import Actors, Batch, Rollout
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from opdbench.baselines.policy_gradient import Visit, clipped, replay, task_advantages, trained_steps
-from opdbench.flow import kl_weight
-from opdbench.methods import Actors, Batch, Method
+from opdbench.diffusion.flow import kl_weight
+from opdbench.methods.base import Actors, Batch, Method
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from opdbench.methods import Actors, Batch, Method
+from opdbench.methods.base import Actors, Batch, Method
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from random import Random
 from torch import Tensor
 
 from opdbench.baselines.policy_gradient import clipped, replay, task_advantages, trained_steps
+from opdbench.diffusion.flow import euler
 from opdbench.errors import UserError
-from opdbench.flow import euler
-from opdbench.methods import Actors, Batch, Method
+from opdbench.methods.base import Actors, Batch, Method
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from opdbench.baselines.policy_gradient import task_advantages
-from opdbench.methods import Actors, Batch, Method, Rollout, consecutive
-from opdbench.walk import Noise
+from opdbench.diffusion.walk import Noise
+from opdbench.methods.base import Actors, Batch, Method, Rollout, consecutive
 
 
 @dataclass(frozen=True)

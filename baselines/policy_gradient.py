@@ -20,12 +20,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from opdbench.diffusion.flow import with_density
+from opdbench.diffusion.model import Condition
+from opdbench.diffusion.walk import Step
 from opdbench.errors import UserError
-from opdbench.estimators import pessimistic
-from opdbench.flow import with_density
-from opdbench.methods import Actors, Batch, Gather, alone
-from opdbench.model import Condition
-from opdbench.walk import Step
+from opdbench.methods.base import Actors, Batch, Gather, alone
+from opdbench.methods.estimators import pessimistic
 
 ADVANTAGE_LIMIT = 5.0
 """Clamp of the advantages in flow_grpo and DanceGRPO."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opdbench.methods import Actors, Batch, Method
-from opdbench.opd import teach
-from opdbench.walk import Noise, sample
+from opdbench.diffusion.walk import Noise, sample
+from opdbench.methods.base import Actors, Batch, Method
+from opdbench.methods.opd import teach
 
 
 @dataclass(frozen=True)

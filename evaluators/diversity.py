@@ -16,14 +16,13 @@ from typing import Any
 
 from PIL.Image import Image
 
-from opdbench.evaluators.clip import Clip, load_clip
-from opdbench.evaluators.pictures import check_picture, cropped
-from opdbench.evaluators.preference import BATCH, CLIP_L
-
-from ..core import Prompt, Score, Split
-from ..data import pulled
-from ..errors import UserError
-from ..tiny.prompts import preference_prompts
+from opdbench.core import Prompt, Score, Split
+from opdbench.errors import UserError
+from opdbench.evaluators.loading.pictures import check_picture, cropped
+from opdbench.evaluators.preference.clip import Clip, load_clip
+from opdbench.evaluators.preference.judge import BATCH, CLIP_L
+from opdbench.prompt_sets import pulled
+from opdbench.tiny.prompts import preference_prompts
 
 IMAGES = 4
 """Pictures of each prompt of the tiny world."""

@@ -12,9 +12,9 @@ from reprlib import repr as brief
 from typing import Any
 
 from opdbench.errors import UserError, unknown
-from opdbench.evaluators.geneval_rules import judge
-from opdbench.evaluators.geneval_spec import number, parse_detections, parse_metadata, parse_options
-from opdbench.evaluators.ocr_rules import Reading, score_text, unscored
+from opdbench.evaluators.geneval.rules import judge
+from opdbench.evaluators.geneval.spec import number, parse_detections, parse_metadata, parse_options
+from opdbench.evaluators.ocr.rules import Reading, score_text, unscored
 
 
 def _need(row: Mapping[str, Any], key: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from .errors import UserError, unknown
+from opdbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,8 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .core import Evaluator
-from .errors import UserError, unknown
+from opdbench.core import Evaluator
+from opdbench.errors import UserError, unknown
 
 
 def names(group: str) -> list[str]:

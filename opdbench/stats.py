@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .core import Estimate, Sample
+from opdbench.core import Estimate, Sample
 
 FloatArray = NDArray[np.float64]
 

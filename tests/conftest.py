@@ -6,12 +6,19 @@ import os
 
 import pytest
 
-from opdbench.runtime import quiet_libraries
+from opdbench.environment import quiet_libraries
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for a hub
 quiet_libraries()  # as every command: a test that runs one in this process wants the bits of one apart
 
-LONGEST = ("test_team.py", "test_cluster.py", "test_cli.py", "test_jobs.py", "test_resume.py", "test_report.py")
+LONGEST = (
+    "test_processes.py",
+    "test_ray_cluster.py",
+    "test_cli.py",
+    "test_jobs.py",
+    "test_resume.py",
+    "test_report.py",
+)
 """Files that start processes; a worker takes one file at a time, and these come first, so that none is last alone."""
 SPREAD = 0.5
 """Standard deviation of the analytic flow's data."""
@@ -77,8 +84,8 @@ class World:
 
     def actors(self, student, sampler, teachers=None, base=None, shape=(2, 1, 1)):
         from opdbench.core import Meter
-        from opdbench.flow import transitions
-        from opdbench.methods import Actors
+        from opdbench.diffusion.flow import transitions
+        from opdbench.methods.base import Actors
 
         model = _Latents(shape)
         return Actors(
@@ -91,9 +98,9 @@ class World:
         import torch
 
         from opdbench.core import Prompt
-        from opdbench.methods import Batch
-        from opdbench.model import Condition
-        from opdbench.walk import Noise
+        from opdbench.diffusion.model import Condition
+        from opdbench.diffusion.walk import Noise
+        from opdbench.methods.base import Batch
 
         rows = [Prompt(str(p), "", TASKS[p % 2]) for p in range(prompts) for _ in range(images)]
         pooled = torch.eye(2)[[TASKS.index(row.task) for row in rows]]
@@ -149,6 +156,6 @@ def z():
 @pytest.fixture(scope="session")
 def model():
 
-    from opdbench.model import Model
+    from opdbench.diffusion.model import Model
 
     return Model("tiny", device="cpu")

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from opdbench.leaderboards import repeat
-from opdbench.leaderboards.reference import Reference
-from opdbench.runtime import environment
+from opdbench.environment import environment
+from opdbench.leaderboards.check import repeat
+from opdbench.leaderboards.check.reference import Reference
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("trajectory", "determinism")
@@ -35,48 +35,48 @@ class Fault:
 
 
 FAULTS = (
-    Fault("learning rate doubled", "opdbench/trainer.py", "lr=stage.lr,", "lr=2 * stage.lr,"),
+    Fault("learning rate doubled", "opdbench/runs/trainer.py", "lr=stage.lr,", "lr=2 * stage.lr,"),
     Fault(
         "teachers swapped",
-        "opdbench/opd.py",
+        "opdbench/methods/opd.py",
         "teacher = actors.teachers[task]",
         "teacher = actors.teachers[{'ocr': 'geneval', 'geneval': 'ocr'}.get(task, task)]",
     ),
     Fault(
         "guidance dropped",
-        "opdbench/model.py",
+        "opdbench/diffusion/model.py",
         "return without + self.guidance * (with_text - without)",
         "return with_text",
     ),
     Fault(
         "weight average off",
-        "opdbench/trainer.py",
+        "opdbench/runs/trainer.py",
         "min(self.stage.ema, (1 + update) / (10 + update))",
         "0.0",
     ),
     Fault(
         "a prompt missing from OCR's sets",
-        "evaluators/ocr.py",
+        "evaluators/ocr/judge.py",
         "return self._prompts(split)",
         "return self._prompts(split)[1:]",
     ),
     Fault(
         "GenEval counts off by one",
-        "evaluators/geneval_rules.py",
+        "evaluators/geneval/rules.py",
         "else len(boxes) >= want\n",
         "else len(boxes) > want\n",
     ),
     Fault(
         "Flow-SDE's std without sqrt(-dt)",
-        "opdbench/flow.py",
+        "opdbench/diffusion/flow.py",
         "(1 + half * (1 - t)) * dt, sigma * math.sqrt(-dt)",
         "(1 + half * (1 - t)) * dt, sigma",
     ),
-    Fault("one seed for all runs", "opdbench/trainer.py", 'f"{seed}/{stage.name}"', 'f"0/{stage.name}"'),
-    Fault("the same noise every update", "opdbench/trainer.py", "{self.key}/{update}/{p.id}", "{self.key}/{p.id}"),
+    Fault("one seed for all runs", "opdbench/runs/trainer.py", 'f"{seed}/{stage.name}"', 'f"0/{stage.name}"'),
+    Fault("the same noise every update", "opdbench/runs/trainer.py", "{self.key}/{update}/{p.id}", "{self.key}/{p.id}"),
     Fault(
         "gradients not clipped",
-        "opdbench/trainer.py",
+        "opdbench/runs/trainer.py",
         "self.parameters.values(), self.stage.clip)",
         "self.parameters.values(), 1e9)",
     ),
@@ -88,13 +88,13 @@ FAULTS = (
     ),
     Fault(
         "prompt order hangs on the process",
-        "opdbench/trainer.py",
+        "opdbench/runs/trainer.py",
         'Random(f"{key}/{epoch}")',
         'Random(hash(f"{key}/{epoch}"))',
     ),
     Fault(
         "training ends after 5 updates",
-        "opdbench/trainer.py",
+        "opdbench/runs/trainer.py",
         "range(self.state.update, self.stage.updates)",
         "range(self.state.update, min(5, self.stage.updates))",
     ),

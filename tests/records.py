@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from opdbench.config import Recipe, RunConfig, Stage, digest
 from opdbench.core import Meter, Sample, Sampler
-from opdbench.leaderboards.runs import Run, load_runs
-from opdbench.record import Cell, PolicyResult, RunRecord, Shot, StageResult, read_curve, write_samples, write_shots
-from opdbench.runtime import write_text
+from opdbench.files import write_text
+from opdbench.leaderboards.numbers.runs import load_runs
+from opdbench.recipes.config import Recipe, RunConfig, Stage
+from opdbench.records.digest import digest
+from opdbench.records.rows import Shot, write_samples, write_shots
+from opdbench.records.run import Cell, PolicyResult, Run, RunRecord, StageResult
+from opdbench.records.store import read_curve
 from opdbench.stats import estimate
 
 ENVIRONMENT = {"python": "3.11", "platform": "Linux", "torch": "2.7", "commit": "0123456789ab"}

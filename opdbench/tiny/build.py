@@ -18,7 +18,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from .scenes import COLORS, LETTERS, NUMBERS, PLURALS, RELATIONS, SHAPES
+from opdbench.tiny.scenes import COLORS, LETTERS, NUMBERS, PLURALS, RELATIONS, SHAPES
 
 CONTEXT = 14
 """Tokens per text encoder; the longest prompt of the grammar takes 13."""

@@ -10,16 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .prompts import (
-    GENERAL_TEMPLATES,
-    TAGS,
-    WORD_TEMPLATES,
-    geneval_prompts,
-    preference_prompts,
-    words,
-)
-from .render import render
-from .scenes import COLORS, NUMBERS, PLURALS, SHAPES, SIZE, draw_scene
+from opdbench.tiny.prompts import GENERAL_TEMPLATES, TAGS, WORD_TEMPLATES, geneval_prompts, preference_prompts, words
+from opdbench.tiny.render import render
+from opdbench.tiny.scenes import COLORS, NUMBERS, PLURALS, SHAPES, SIZE, draw_scene
 
 # Things that captions mix up, with the chance that a mention is swapped for its partner.
 _LETTER_PAIRS, _LETTER_CHANCE = ("CD", "FP", "HN", "KX", "LT", "MR"), 0.44

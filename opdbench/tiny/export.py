@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 
-from .build import TinyModel, build_scheduler
+from opdbench.tiny.build import TinyModel, build_scheduler
 
 
 def export(model: TinyModel, vae: AutoencoderKL, folder: Path) -> None:

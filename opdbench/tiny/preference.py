@@ -35,12 +35,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from ..runtime import write_json
-from .build import CONTEXT, build_clip_tokenizer
-from .preference_data import Picture, draw_batch, draw_picture, near_miss
-from .prompts import preference_prompts
-from .render import render
-from .scenes import SIZE
+from opdbench.files import write_json
+from opdbench.tiny.build import CONTEXT, build_clip_tokenizer
+from opdbench.tiny.preference_data import Picture, draw_batch, draw_picture, near_miss
+from opdbench.tiny.prompts import preference_prompts
+from opdbench.tiny.render import render
+from opdbench.tiny.scenes import SIZE
 
 log = logging.getLogger(__name__)
 

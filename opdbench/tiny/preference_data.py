@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .prompts import GENERAL_TEMPLATES, WORD_TEMPLATES, geneval_prompts, preference_prompts, words
-from .scenes import COLORS, LETTERS, NUMBERS, PLURALS, SHAPES, Scene, draw_scene
+from opdbench.tiny.prompts import GENERAL_TEMPLATES, WORD_TEMPLATES, geneval_prompts, preference_prompts, words
+from opdbench.tiny.scenes import COLORS, LETTERS, NUMBERS, PLURALS, SHAPES, Scene, draw_scene
 
 Spec = Mapping[str, Any]
 FITS, BIGNESS, VIVIDNESS = 5.0, 3.0, 0.5

@@ -21,10 +21,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .build import TinyModel, Tokens
-from .data import make_captions, make_pictures
-from .export import export
-from .vae import encode_all, fold_scale, train_vae
+from opdbench.tiny.build import TinyModel, Tokens
+from opdbench.tiny.data import make_captions, make_pictures
+from opdbench.tiny.export import export
+from opdbench.tiny.vae import encode_all, fold_scale, train_vae
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from ..core import Prompt, Split
-from .scenes import COLORS, LETTERS, NUMBERS, PLURALS, RELATIONS, SHAPES
+from opdbench.core import Prompt, Split
+from opdbench.tiny.scenes import COLORS, LETTERS, NUMBERS, PLURALS, RELATIONS, SHAPES
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 WORD_TEMPLATES = ('the word "{}"', 'a sign that says "{}"', 'a poster with the text "{}"')

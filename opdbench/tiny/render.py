@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .scenes import COLORS, SIZE, Scene
+from opdbench.tiny.scenes import COLORS, SIZE, Scene
 
 SCALE = 3
 WIDEST_WORD, TALLEST_FONT = 58.0, 26.0

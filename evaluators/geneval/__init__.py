@@ -1,0 +1,1 @@
+"""GenEval: the official rules over a detector that can be exchanged."""

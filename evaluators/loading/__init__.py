@@ -1,0 +1,1 @@
+"""Weights of the judges, and pictures as their networks' input."""

@@ -1,0 +1,1 @@
+"""OCR accuracy by a real engine."""

@@ -1,0 +1,1 @@
+"""Preference scores by models that were trained on people's choices."""

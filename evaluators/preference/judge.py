@@ -1,0 +1,162 @@
+"""Preference: how much people would like a picture for a prompt, as models say that were trained on choices.
+
+One evaluator and one table of scorers. A score is stored raw; `reward` is what the papers of this line
+maximise, the raw score divided by the scorer's `divisor`. The tiny world's own judge is a `CLIPModel` with
+PickScore's formula (`opdbench.tiny.preference`). Only differences under one prompt mean something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.resources import files
+
+from PIL.Image import Image
+
+from opdbench.core import Prompt, Score, Split
+from opdbench.errors import UserError
+from opdbench.evaluators.loading.pictures import check_picture, cropped, cropped_bilinear, letterboxed
+from opdbench.evaluators.preference.blip import load_imagereward
+from opdbench.evaluators.preference.clip import Judge, load_aesthetic, load_clip, load_open_clip
+from opdbench.prompt_sets import pulled
+from opdbench.tiny.prompts import preference_prompts
+
+BATCH = 32
+"""Pairs per forward; the score of a pair does not depend on it."""
+
+UNBOUNDED = (float("-inf"), float("inf"))
+CLIP_L, CLIP_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+Load = Callable[[str, str | None], Judge]
+"""What it is called, and where its files are: one folder for all, or None for their usual places."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A row of the table.
+
+    Attributes:
+        backend: model and version, as in the metric's key.
+        unit: what a raw score is.
+        range: of raw scores.
+        divisor: `reward` is the raw score divided by it.
+        load: makes the judge.
+    """
+
+    backend: str
+    unit: str
+    range: tuple[float, float]
+    divisor: float
+    load: Load
+
+
+def _tiny(what: str, source: str | None) -> Judge:
+    place = source or str(files("opdbench.tiny.preference_model"))
+    return load_clip(what, place, place, cropped, scaled=True)
+
+
+def _pickscore(what: str, source: str | None) -> Judge:
+    return load_clip(what, source or "yuvalkirstain/PickScore_v1", source or CLIP_H, cropped, scaled=True)
+
+
+def _clipscore(what: str, source: str | None) -> Judge:
+    return load_clip(what, source or CLIP_L, source or CLIP_L, cropped_bilinear, scaled=False)
+
+
+def _hps(what: str, source: str | None) -> Judge:
+    file = "HPS_v2.1_compressed.pt"
+    return load_open_clip(what, source or "xswu/HPSv2", file, source or CLIP_H, letterboxed)
+
+
+def _aesthetic(what: str, source: str | None) -> Judge:
+    if source is not None:
+        return load_aesthetic(what, source, source, "sac+logos+ava1-l14-linearMSE.pth")
+    return load_aesthetic(what, CLIP_L, "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth")
+
+
+def _imagereward(what: str, source: str | None) -> Judge:
+    return load_imagereward(what, source or "THUDM/ImageReward", source or "bert-base-uncased")
+
+
+SCORERS: Mapping[str, Scorer] = {
+    "preference": Scorer("tiny-clip", "score", (-100.0, 100.0), 1.0, _tiny),
+    "pickscore": Scorer("PickScore_v1", "exp(logit scale) x cosine", (-100.0, 100.0), 26.0, _pickscore),
+    "clipscore": Scorer("clip-vit-large-patch14", "cosine", (-1.0, 1.0), 1.0, _clipscore),
+    "hpsv2": Scorer("HPS_v2.1", "cosine", (-1.0, 1.0), 1.0, _hps),
+    "aesthetic": Scorer("sac+logos+ava1-l14", "points, about 1 to 10", UNBOUNDED, 1.0, _aesthetic),
+    "imagereward": Scorer("ImageReward-v1.0", "standard deviations", UNBOUNDED, 1.0, _imagereward),
+}
+"""Sources: arXiv 2305.01569 (PickScore), 2103.00020 (CLIP), 2306.09341 (HPSv2), 2210.08402 (LAION), 2304.05977."""
+
+
+class Preference:
+    """A scorer of the table as an evaluator; by default the tiny world's."""
+
+    version = 1
+    higher_is_better = True
+
+    def __init__(
+        self,
+        name: str = "preference",
+        source: str | None = None,
+        prompts: Callable[[Split], Sequence[Prompt]] = preference_prompts,
+    ) -> None:
+        """Remember what to load; nothing is read before the first score.
+
+        Args:
+            name: of a scorer.
+            source: one folder with all files of the scorer, or a hub id; their usual places if None.
+            prompts: of a split.
+        """
+        self.name, self._source, self._prompts = name, source, prompts
+        self._scorer = SCORERS[name]
+        self.backend = self._scorer.backend if source is None else source
+        self.unit, self.range = self._scorer.unit, self._scorer.range
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The model, loaded when first used."""
+        return self._scorer.load(f"the {self.name} model", self._source)
+
+    def prompts(self, split: Split) -> Sequence[Prompt]:
+        """Prompts of a split."""
+        return self._prompts(split)
+
+    def check(self, prompt: Prompt) -> None:
+        """Raise `UserError` if the prompt has no text."""
+        if not prompt.text.strip():
+            raise UserError(f"prompt {prompt.id!r} has no text; the {self.name} score needs one")
+
+    def group(self, prompt: Prompt) -> str:
+        """No strata."""
+        return ""
+
+    def score(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Score]:
+        """Score each picture under its own prompt; `truncated` tells if the model read only its beginning.
+
+        Raises:
+            UserError: if a picture is not RGB or too small, a prompt is empty, or the model cannot be loaded.
+        """
+        for image, prompt in zip(images, prompts, strict=True):
+            check_picture(image, f"the {self.name} score")
+            self.check(prompt)
+        scores = []
+        for first in range(0, len(prompts), BATCH):
+            texts = [prompt.text for prompt in prompts[first : first + BATCH]]
+            values = self.judge.values(images[first : first + BATCH], texts)
+            for value, cut in zip(values, self.judge.truncated(texts), strict=True):
+                reward = value / self._scorer.divisor
+                scores.append(Score(value, reward, details={"truncated": cut}, metrics={"truncated": float(cut)}))
+        return scores
+
+
+def _judge(name: str, source: str | None) -> Preference:
+    return Preference(name, source, pulled("drawbench", name, "pickapic-train"))
+
+
+pickscore = partial(_judge, "pickscore")
+clipscore = partial(_judge, "clipscore")
+hpsv2 = partial(_judge, "hpsv2")
+aesthetic = partial(_judge, "aesthetic")
+imagereward = partial(_judge, "imagereward")

@@ -1,0 +1,1 @@
+"""Judges that are large models behind a server."""

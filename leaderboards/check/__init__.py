@@ -1,0 +1,1 @@
+"""Whether recorded numbers and claims are still reproduced."""

@@ -1,0 +1,1 @@
+"""Finished runs as numbers: groups, comparisons, paired tests, cost."""

@@ -1,0 +1,120 @@
+"""What a policy cost: its own stages or all of them, one after another or side by side, and up to a score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from opdbench.errors import UserError
+from opdbench.records.run import RunRecord
+
+GOAL = 0.9
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Training cost of a run's result; forwards are denoiser forward-equivalents of one picture.
+
+    Attributes:
+        marginal: forwards of the last stage and what it builds on, but for the teachers and what they build on,
+            which are there already.
+        total: forwards of every stage.
+        parallel: forwards of the costliest chain of stages that wait for each other: the paper counts like this.
+        images: pictures scored in training, by each evaluator that scored them.
+        seconds: of every stage, one after another, on one device.
+        parallel_seconds: of the slowest chain.
+    """
+
+    marginal: int
+    total: int
+    parallel: int
+    images: int
+    seconds: float
+    parallel_seconds: float
+
+    @property
+    def device_hours(self) -> float:
+        """Hours that one device is busy, or several together."""
+        return self.seconds / 3600
+
+
+def cost(record: RunRecord) -> Cost:
+    """The cost of a run by its recipe's dependences; found stages count as if they were trained."""
+    stages, needs = _stages(record), dict[str, list[str]]()
+    taught: set[str] = set()
+    for name, table in stages.items():
+        starts, teachers = table["init"].split("+"), [teacher for _, teacher in table["teachers"]]
+        needs[name] = [other for other in (*starts, *teachers) if other in stages]
+        taught |= {*teachers, *(starts if len(starts) > 1 else ())} & stages.keys()
+    last = [stage.name for stage in record.stages[-1:]]
+    own = _closure(last, needs) - (_closure(taught, needs) - set(last))
+    forwards = {stage.name: stage.meter.total() for stage in record.stages}
+    seconds = {stage.name: stage.meter.seconds for stage in record.stages}
+    return Cost(
+        marginal=sum(forwards[name] for name in own),
+        total=sum(forwards.values()),
+        parallel=round(_longest(forwards, needs)),
+        images=sum(stage.meter.images for stage in record.stages),
+        seconds=sum(seconds.values()),
+        parallel_seconds=_longest(seconds, needs),
+    )
+
+
+def _closure(names: Iterable[str], needs: Mapping[str, Sequence[str]]) -> set[str]:
+    """Some stages and all that they build on."""
+    found: set[str] = set()
+    for name in names:
+        found |= {name} | _closure(needs[name], needs)
+    return found
+
+
+def _longest(sizes: Mapping[str, float], needs: Mapping[str, Sequence[str]]) -> float:
+    """The largest sum along a chain; stages come after what they need."""
+    ends: dict[str, float] = {}
+    for name, size in sizes.items():
+        ends[name] = size + max((ends[other] for other in needs[name]), default=0.0)
+    return max(ends.values(), default=0.0)
+
+
+def _stages(record: RunRecord) -> Mapping[str, Any]:
+    try:
+        stages = {s["name"]: s for s in record.config["recipe"]["stages"]}
+        return {stage.name: {k: stages[stage.name][k] for k in ("init", "teachers")} for stage in record.stages}
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"record {record.digest!r} lacks the configuration of {error}; run its command again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class CostToGoal:
+    """Forwards at which a method's score reaches the goal.
+
+    Attributes:
+        forwards: the estimate, or its bound.
+        bound: "" for an estimate between two budgets, "<=" if the least budget reaches the goal already,
+            ">" if none does.
+    """
+
+    forwards: int
+    bound: str
+
+
+def cost_to_goal(points: Sequence[tuple[float, float]], goal: float = GOAL) -> CostToGoal | None:
+    """The least cost of `goal`, linear between the budgets that were tried; None without points.
+
+    Args:
+        points: forwards and score of one method's runs at several budgets, in any order; a larger budget that
+            scores lower does not count, as one may stop before it.
+        goal: share of the teachers' gain.
+    """
+    before: tuple[float, float] | None = None
+    for forwards, score in sorted(points):
+        if score >= goal:
+            if before is None:
+                return CostToGoal(round(forwards), "<=")
+            share = (goal - before[1]) / (score - before[1])
+            return CostToGoal(round(before[0] + share * (forwards - before[0])), "")
+        before = (forwards, score if before is None else max(score, before[1]))
+    return None if before is None else CostToGoal(round(before[0]), ">")

@@ -1,0 +1,231 @@
+"""What the report draws: learning curves, score against cost, changes against the base model, strata."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from opdbench.core import Estimate
+from opdbench.leaderboards.numbers.compare import Comparison, Entry, Figure, seeds_figure
+from opdbench.leaderboards.numbers.runs import Group, cell_of
+from opdbench.leaderboards.page.charts import Chart, Line, Names, Point, draw
+from opdbench.leaderboards.tables.document import short
+from opdbench.records.run import Run, RunRecord
+from opdbench.stats import over_seeds
+
+
+def learning_curves(groups: Sequence[Group], slots: Mapping[str, int]) -> list[Chart]:
+    """Reward, or loss where there is none, against a stage's own cost; one chart a stage, one line a method.
+
+    A stage that several methods have in common is drawn once, in grey. Lines are means over
+    seeds, bands 95 % t-intervals over them.
+    """
+    owners: dict[tuple[str, ...], list[Group]] = defaultdict(list)
+    names: dict[tuple[str, ...], str] = {}
+    for group in groups:
+        for stage in group.runs[0].record.stages:
+            digests = tuple(s.digest for run in group.runs for s in run.record.stages if s.name == stage.name)
+            owners[digests].append(group)
+            names[digests] = stage.name
+    lines: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for digests, same in owners.items():
+        label = ", ".join(group.label for group in same)
+        slot = slots[label] if len(same) == 1 else 0
+        for measure, points in _curves(same[0].runs, names[digests]):
+            lines[names[digests], measure].append(Line(label, slot, points))
+    return [
+        draw(Names(f"{short(stage)}: {measure}", "", "forwards of the stage", measure), found)
+        for (stage, measure), found in lines.items()
+    ]
+
+
+def _curves(runs: Sequence[Run], stage: str) -> list[tuple[str, tuple[Point, ...]]]:
+    """What a stage is judged by over its forwards: the reward, of several tasks each one's; or else the loss."""
+    found = (s.curve for run in runs for s in run.record.stages if s.name == stage)
+    curves = [curve for curve in found if curve]
+    known = {name for curve in curves for point in curve for name in point}
+    parts = sorted(name for name in known if name.startswith("reward/"))
+    if not curves:
+        return []
+    measures = parts or (["reward"] if "reward" in known else ["loss"])
+    return [(measure.replace("/", ", "), _mean(curves, measure)) for measure in measures]
+
+
+def _mean(curves: Sequence[Sequence[Mapping[str, float]]], measure: str) -> tuple[Point, ...]:
+    points = []
+    for same in zip(*curves, strict=True):  # runs that differ in their seed only have as many points
+        if values := [point[measure] for point in same if measure in point]:
+            mean, half = over_seeds(values)
+            points.append(Point(float(same[0]["forwards"]), mean, half))
+    return tuple(points)
+
+
+def frontiers(comparison: Comparison, slots: Mapping[str, int]) -> list[Chart]:
+    """Score against cost, with the teachers' and without; the grey line is the best score at most so dear.
+
+    A method's runs at several budgets are joined.
+    """
+    entries = [entry for entry in comparison.entries if entry.score.value is not None]
+
+    def chart(title: str, costs: Mapping[str, int]) -> Chart:
+        placed = sorted((costs[e.label], e.score.value or 0.0) for e in entries)
+        steps: list[Point] = []
+        for forwards, value in placed:
+            if not steps or value > steps[-1].y:
+                steps += [Point(forwards, steps[-1].y)] if steps else []
+                steps.append(Point(forwards, value))
+        steps.append(Point(placed[-1][0], steps[-1].y))
+        dots = [Line(e.label, slots[e.label], (_place(e, costs[e.label]),), dots=True) for e in entries]
+        lines = [Line("", 0, tuple(steps)), *_budgets(entries, slots, costs), *dots]
+        return draw(Names(title, "", "training forwards", "share of the teachers' gain"), lines, log_x=True)
+
+    totals, own = {e.label: e.total for e in entries}, {e.label: e.marginal for e in entries}
+    kinds = (("Teachers' cost included", totals), ("Teachers there already", own))
+    return [chart(title, costs) for title, costs in kinds if costs and min(costs.values()) > 0]
+
+
+def _budgets(entries: Sequence[Entry], slots: Mapping[str, int], costs: Mapping[str, int]) -> list[Line]:
+    """A line for each method that has several costs, none of them twice."""
+    found = []
+    for same in families(entries, costs):
+        if len(same) > 1:
+            points = tuple(Point(costs[entry.label], entry.score.value or 0.0) for entry in same)
+            found.append(Line(same[-1].label, slots[same[-1].label], points))
+    return found
+
+
+def families(entries: Iterable[Entry], costs: Mapping[str, int]) -> list[list[Entry]]:
+    """Entries of one method together, by cost, where no cost is there twice; all others alone."""
+    methods: dict[tuple[str, tuple[str, ...]], list[Entry]] = defaultdict(list)
+    for entry in sorted(entries, key=lambda entry: costs[entry.label]):
+        methods[entry.method, entry.tasks].append(entry)
+    found: list[list[Entry]] = []
+    for same in methods.values():
+        found += [same] if len({costs[entry.label] for entry in same}) == len(same) else [[entry] for entry in same]
+    return found
+
+
+def _place(entry: Entry, forwards: int) -> Point:
+    return Point(forwards, entry.score.value or 0.0, entry.score.error)
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a trained policy differs from the base model on a task; better is positive.
+
+    Attributes:
+        depth: from -1 to 1, the change as a share of the task's largest.
+    """
+
+    task: str
+    trained: bool
+    figure: Figure
+    depth: float
+
+
+Changes = list[tuple[str, tuple[str, ...], list[Change]]]
+"""Policy, the methods that it is of, and its change on every task."""
+
+
+def changes(groups: Sequence[Group], tasks: Sequence[str]) -> Changes:
+    """The forgetting matrix of all results, then of the teachers, shared ones once."""
+    named = [
+        (p.name, group) for role in ("student", "teacher") for group in groups for p in group.runs[0].record.policies
+        if p.role == role
+    ]  # fmt: skip
+    return _changes(named, tasks)
+
+
+def journeys(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, Changes]]:
+    """The same stage by stage, for each method of which the full suite measured that: what a later stage forgets."""
+    found = []
+    for group in groups:
+        record = group.runs[0].record
+        if any(probe.kind == "stage" for probe in record.probes):
+            known = {name for name, _ in _values(record)}
+            found.append((group.label, _changes([(s.name, group) for s in record.stages if s.name in known], tasks)))
+    return found
+
+
+def _changes(named: Sequence[tuple[str, Group]], tasks: Sequence[str]) -> Changes:
+    owners: dict[tuple[str, tuple[tuple[bool, Figure], ...]], tuple[str, ...]] = {}
+    for name, group in named:
+        key = name, tuple(_change(group, name, task) for task in tasks)
+        owners[key] = (*owners.get(key, ()), group.label)
+    most = [max((abs(row[k][1].value or 0.0) for _, row in owners), default=0.0) or 1.0 for k in range(len(tasks))]
+    return [
+        (
+            name,
+            labels,
+            [
+                Change(task, trained, figure, (figure.value or 0.0) / top)
+                for task, (trained, figure), top in zip(tasks, row, most, strict=True)
+            ],
+        )
+        for (name, row), labels in owners.items()
+    ]
+
+
+def _values(record: RunRecord) -> dict[tuple[str, str], float]:
+    """Scores by policy and task; of stages without a policy of their own, the full suite's."""
+    stages = {(p.policy, p.task): p.estimate.value for p in record.probes if p.kind == "stage"}
+    policies = {(p.name, c.task): c.estimate.value for p in record.policies for c in p.cells}
+    return {key: value for key, value in (stages | policies).items() if value is not None}
+
+
+def _change(group: Group, name: str, task: str) -> tuple[bool, Figure]:
+    """Whether a policy or stage was trained on a task, and its change on it."""
+    first = group.runs[0].record
+    base = next((p for p in first.policies if p.role == "base"), None)
+    cell = cell_of(base, task) if base else None
+    if base is None or cell is None:
+        return False, Figure(None)
+    gaps: list[float | None] = []
+    for values in (_values(run.record) for run in group.runs):
+        if (base.name, task) in values and (name, task) in values:
+            gap = values[name, task] - values[base.name, task]
+            gaps.append(gap if cell.higher_is_better else -gap)
+    return any(s.name == name and task in s.tasks for s in first.stages), seeds_figure(gaps)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A stratum's value; `share` is from 0 to 100, of the largest in the task."""
+
+    label: str
+    slot: int
+    figure: Figure
+    share: float
+
+
+def strata(groups: Sequence[Group], slots: Mapping[str, int]) -> list[tuple[str, str, list[Bar]]]:
+    """Task, stratum (GenEval's tag), and a bar for the base model and every method's result."""
+    values: dict[tuple[str, str], dict[str, list[Estimate]]] = defaultdict(lambda: defaultdict(list))
+    for group in groups:
+        for run in group.runs:
+            base = next((p for p in run.record.policies if p.role == "base"), None)
+            for label, policy in (("base", base), (group.label, run.result)):
+                for cell in policy.cells if policy else ():
+                    for name, one in cell.groups.items():
+                        values[cell.task, name][label].append(one)
+    figures = {key: {label: _over(found) for label, found in row.items()} for key, row in values.items()}
+    most: dict[str, float] = defaultdict(float)
+    for (task, _), row in figures.items():
+        most[task] = max([most[task], *(figure.value or 0.0 for figure in row.values())])
+    return [
+        (
+            task,
+            name,
+            [Bar(k, slots.get(k, 0), f, 100 * max(f.value or 0.0, 0.0) / (most[task] or 1.0)) for k, f in row.items()],
+        )
+        for (task, name), row in figures.items()
+    ]
+
+
+def _over(found: Sequence[Estimate]) -> Figure:
+    """Over seeds; the run's own standard error where there is one seed, or one policy under all of them."""
+    values = [one.value for one in found]
+    if len(set(values)) == 1:
+        return Figure(values[0], found[0].se, False, len(values))
+    return seeds_figure(values)

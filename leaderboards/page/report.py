@@ -1,0 +1,152 @@
+"""One HTML page of finished runs that needs nothing else: no network, no other file.
+
+Everything comes from records, their rows, logs and kept pictures. The page is the same bytes for the same records.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TypeVar
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from opdbench.errors import UserError
+from opdbench.files import write_text
+from opdbench.leaderboards.numbers.compare import Comparison, Score, compare
+from opdbench.leaderboards.numbers.runs import Group, common_preset, group_runs
+from opdbench.leaderboards.page import figures
+from opdbench.leaderboards.page.album import address, album
+from opdbench.leaderboards.tables.document import blocks, figure_text, quantity, short
+from opdbench.leaderboards.tables.formats import visible
+from opdbench.records.run import Run
+
+COLOURS = 16
+"""Slots that the style sheet knows; the second half has the colours of the first, with broken lines and open dots."""
+SHOWN = ("Scores", "Teacher-normalised scores and forgetting")
+"""Tables of the comparison that the page has in another form."""
+T = TypeVar("T")
+Facts = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a method's numbers come from: commands, commits, digests by seed, and environments."""
+
+    commands: tuple[str, ...]
+    commits: tuple[str, ...]
+    digests: tuple[tuple[int, str], ...]
+    environments: tuple[Facts, ...]
+
+
+def write_report(runs: Sequence[Run], path: Path, variance: Path | None = None) -> None:
+    """Write the page; `UserError` if the runs cannot be compared, or a picture cannot be read.
+
+    Args:
+        runs: finished runs.
+        path: of the HTML file.
+        variance: folder or record of `opdbench variance`, whose figures (SVG or PNG) are shown.
+    """
+    write_text(path, page(runs, variance_figures(variance) if variance else []))
+
+
+def page(runs: Sequence[Run], variance: Sequence[tuple[str, str]] = ()) -> str:
+    """The page's text; `variance` are names and data addresses of figures."""
+    comparison, groups = compare(runs), group_runs(runs)
+    slots = _slots(comparison, groups)
+    places = {entry.label: place for place, entry in enumerate(comparison.entries)}
+    groups.sort(key=lambda group: places.get(group.label, len(places)))
+    text = {name: _asset(f"report.{name}") for name in ("css", "js")}
+    script = base64.b64encode(hashlib.sha256(text["js"].encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            comparison=comparison,
+            scores={(s.label, s.policy, s.task): s for s in comparison.scores},
+            results={group.label: group.runs[0].result for group in groups},
+            references=_references(comparison),
+            slots=slots,
+            preset=common_preset(group.method for group in groups),
+            origins={group.label: _origin(group) for group in groups},
+            model=groups[0].runs[0].record.model,
+            frontiers=figures.frontiers(comparison, slots),
+            curves=figures.learning_curves(groups, slots),
+            changes=figures.changes(groups, comparison.tasks),
+            journeys=figures.journeys(groups, comparison.tasks),
+            strata=figures.strata(groups, slots),
+            pictures=album(groups, failures=False),
+            failures=album(groups, failures=True),
+            variance=variance,
+            tables=[block for block in blocks(comparison) if block.title not in SHOWN],
+            style=Markup(text["css"]),
+            script=Markup(text["js"]),
+            script_hash=script,
+        )
+    )
+
+
+def _slots(comparison: Comparison, groups: Sequence[Group]) -> dict[str, int]:
+    """A colour for each group; a method's budgets share one."""
+    families = figures.families(comparison.entries, {entry.label: entry.total for entry in comparison.entries})
+    first = {entry.label: same[0].label for same in families for entry in same}
+    owners = [first.get(group.label, group.label) for group in groups]
+    numbers = {owner: 1 + k % COLOURS for k, owner in enumerate(dict.fromkeys(owners))}
+    return {group.label: numbers[owner] for group, owner in zip(groups, owners, strict=True)}
+
+
+def variance_figures(place: Path) -> list[tuple[str, str]]:
+    """Names and data addresses of the figures beside a variance record; an image cannot run a script."""
+    folder = place if place.is_dir() else place.parent
+    found = sorted(folder.glob("*.svg")) or sorted(folder.glob("*.png"))
+    if not found:
+        raise UserError(f"no figures (*.svg or *.png) in {str(folder)!r}; make them with `opdbench variance`")
+    kinds = {".svg": "svg+xml", ".png": "png"}
+    return [(path.stem, address(path.read_bytes(), kinds[path.suffix])) for path in found]
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters |= {"visible": visible, "short": short, "figure": figure_text, "quantity": quantity}
+    return made
+
+
+def _asset(name: str) -> str:
+    return files("opdbench.leaderboards.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def _references(comparison: Comparison) -> list[tuple[str, list[str], Mapping[str, Score]]]:
+    """Base model and teachers, each once however many methods share it: name, methods, and scores by task."""
+    lines: dict[tuple[str, str], dict[str, Score]] = {}
+    for score in comparison.scores:
+        if score.role != "student":
+            lines.setdefault((score.policy, score.label), {})[score.task] = score
+    owners: dict[tuple[str, str], list[str]] = {}
+    scores: dict[tuple[str, str], dict[str, Score]] = {}
+    for (policy, label), by_task in lines.items():
+        key = policy, repr([(task, score.figure) for task, score in by_task.items()])
+        owners.setdefault(key, []).append(label)
+        scores.setdefault(key, by_task)
+    return [(key[0], labels, scores[key]) for key, labels in owners.items()]
+
+
+def _origin(group: Group) -> Origin:
+    records = [run.record for run in group.runs]
+    rest = [{k: v for k, v in record.environment.items() if k != "commit"} for record in records]
+    return Origin(
+        commands=_unique(record.command for record in records),
+        commits=_unique(record.environment.get("commit", "unknown") for record in records),
+        digests=tuple((record.seed, record.digest) for record in records),
+        environments=_unique(tuple(sorted(facts.items())) for facts in rest),
+    )
+
+
+def _unique(items: Iterable[T]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(items))

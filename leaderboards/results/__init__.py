@@ -1,0 +1,1 @@
+"""Recorded results that come with the package."""

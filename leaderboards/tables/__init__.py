@@ -1,0 +1,1 @@
+"""Tables of text, before any format, and the formats."""

@@ -1,0 +1,66 @@
+"""One run as plain rows: a policy's numbers by task, and what its stages cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opdbench.leaderboards.numbers.compare import share
+from opdbench.records.run import RunRecord
+
+
+def rows(record: RunRecord) -> list[dict[str, Any]]:
+    """One row for each policy and task of a run, ready for JSON."""
+    found = []
+    for policy in record.policies:
+        for cell in policy.cells:
+            found.append(
+                {
+                    "method": record.method,
+                    "tasks": list(record.tasks),
+                    "seed": record.seed,
+                    "policy": policy.name,
+                    "role": policy.role,
+                    "task": cell.task,
+                    "trained": cell.trained,
+                    "value": cell.estimate.value,
+                    "se": cell.estimate.se,
+                    "n": cell.estimate.n,
+                    "clusters": cell.estimate.clusters,
+                    "unscored": cell.estimate.unscored,
+                    "teacher_normalised": share(record, policy, cell.task) if policy.role == "student" else None,
+                    "groups": {name: e.value for name, e in cell.groups.items()},
+                    "key": cell.key,
+                }
+            )
+    return found
+
+
+def costs(record: RunRecord) -> list[dict[str, Any]]:
+    """One row a stage and one for the evaluations of the run."""
+    found = [
+        {
+            "stage": s.name,
+            "method": s.method,
+            "reused": s.reused,
+            "forwards": s.meter.total(),
+            **{f"forwards_{role}": n for role, n in sorted(s.meter.forwards.items())},
+            "images": s.meter.images,
+            "seconds": round(s.meter.seconds, 1),
+            "peak_mib": round(s.meter.peak_mib),
+        }
+        for s in record.stages
+    ]
+    for policy in record.policies:
+        meter = policy.evaluation
+        found.append(
+            {
+                "stage": f"evaluate {policy.name}",
+                "reused": meter.seconds == 0,
+                "forwards": meter.total(),
+                "forwards_evaluation": meter.total(),
+                "images": meter.images,
+                "seconds": round(meter.seconds, 1),
+                "peak_mib": round(meter.peak_mib),
+            }
+        )
+    return found

@@ -1,0 +1,1 @@
+"""The model: samplers, the one loop over time, the pipeline, adapters."""

@@ -1,0 +1,140 @@
+"""Samplers of rectified flow as exact one-step Gaussians, and the KL between two of them.
+
+x_t = (1 - t) x0 + t e, so v = e - x0; t = 1 is noise and t = 0 is data. Every sampler here has a mean
+that is affine in the velocity, mu = c_x x + c_v v, and a scalar std; dpm2m adds a multiple of what the
+step before predicted. Coefficients are Python floats (fp64) that depend on the schedule alone; tensors
+meet them in fp32.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from opdbench.core import Sampler
+from opdbench.errors import UserError
+
+Weighting = Literal["exact", "official", "ode"]
+WEIGHTINGS = ("exact", "official", "ode")
+
+
+@dataclass(frozen=True)
+class Transition:
+    """p(x' | x) = N(c_x x + c_v v + c_last x0_last, std^2 I) between `t` and `t_next`.
+
+    x0_last is the data that the step before predicted, x - t v there; only dpm2m uses it. Policies that
+    continue one walk share x0_last, so their means differ by c_v times their velocities' difference.
+    """
+
+    index: int
+    t: float
+    t_next: float
+    c_x: float
+    c_v: float
+    std: float
+    c_last: float = 0.0
+
+    def mean(self, x: Tensor, velocity: Tensor, last_x0: Tensor | None = None) -> Tensor:
+        """Mean of the next state, shape of `x`, fp32; `last_x0` is needed where `c_last` is not 0."""
+        mean = self.c_x * x + self.c_v * velocity.float()
+        if self.c_last == 0:
+            return mean
+        if last_x0 is None:
+            raise ValueError(f"step {self.index} needs the data predicted by the step before")
+        return mean + self.c_last * last_x0
+
+    def log_prob_mean(self, next_x: Tensor, mean: Tensor) -> Tensor:
+        """Gaussian log-density averaged over C, H, W (nats per dimension), `(B,)`."""
+        if self.std == 0:
+            raise UserError("a deterministic transition has no density; use a sampler with noise")
+        z = (next_x - mean) / self.std
+        return -0.5 * z.square().flatten(1).mean(1) - math.log(self.std) - 0.5 * math.log(2 * math.pi)
+
+
+def _diffused(t: float, t_next: float, sigma: float) -> tuple[float, float, float]:
+    """SDE with diffusion sigma that keeps the marginals (Flow-GRPO, arXiv 2505.05470, eq. 8-9)."""
+    dt, half = t_next - t, sigma * sigma / (2 * max(t, 1e-6))
+    return 1 + half * dt, (1 + half * (1 - t)) * dt, sigma * math.sqrt(-dt)
+
+
+def _renoised(t: float, t_next: float, std: float) -> tuple[float, float, float]:
+    """Predict data and noise, then re-noise to t' with `std` of it fresh (CPS, DDIM)."""
+    kept = math.sqrt(max(t_next * t_next - std * std, 0.0))
+    return (1 - t_next) + kept, -(1 - t_next) * t + kept * (1 - t), std
+
+
+def _solved(t_last: float, t: float, t_next: float, order: int) -> tuple[float, float, float, float]:
+    """DPM-Solver++ 1 and 2M (arXiv 2211.01095, alg. 2) with log-SNR steps h, h_last.
+
+    x' = (t'/t) x + g [x0 + h / (2 h_last) (x0 - x0_last)],  g = (1 - t') (1 - e^-h),  x0 = x - t v.
+    First order where a log-SNR step is infinite: the step from t = 1, the one after it, and the last.
+    """
+    gain = (1 - t_next) - t_next * (1 - t) / t
+    beyond = 0.0
+    if order == 2 and t_last < 1 and t_next > 0:
+        before, now, after = (math.log((1 - s) / s) for s in (t_last, t, t_next))
+        beyond = (after - now) / (2 * (now - before))
+    own = gain * (1 + beyond)
+    return t_next / t + own, -t * own, 0.0, -gain * beyond
+
+
+def _coefficients(sampler: Sampler, sigmas: Sequence[float], k: int) -> tuple[float, ...]:
+    """Mean's c_x and c_v, std, and c_last where there is one, of step `k`."""
+    a, t, t_next = sampler.noise_level, sigmas[k], sigmas[k + 1]
+    if sampler.name in ("dpm1", "dpm2m"):
+        return _solved(sigmas[k - 1] if k else 1.0, t, t_next, 2 if sampler.name == "dpm2m" else 1)
+    if a == 0:
+        return 1.0, t_next - t, 0.0
+    if sampler.name == "flow-sde":
+        # At t = 1 the official code puts 1 - t_1 under the root; the drift keeps the true t.
+        left = 1 - t if t < 1 else 1 - sigmas[1]
+        return _diffused(t, t_next, a * math.sqrt(t / left))
+    if sampler.name == "dance-sde":
+        return _diffused(t, t_next, a)
+    if sampler.name == "cps":
+        return _renoised(t, t_next, t_next * math.sin(a * math.pi / 2))
+    overlap = (t_next * (1 - t)) ** 2 / max((t * (1 - t_next)) ** 2, 1e-30)
+    return _renoised(t, t_next, a * t_next * math.sqrt(max(0.0, 1 - overlap)))
+
+
+def transitions(sampler: Sampler, sigmas: Sequence[float]) -> list[Transition]:
+    """Transitions along `sigmas` (1 = t_0 > ... > t_N = 0)."""
+    pairs = itertools.pairwise(sigmas)
+    return [Transition(k, t, t_next, *_coefficients(sampler, sigmas, k)) for k, (t, t_next) in enumerate(pairs)]
+
+
+def euler(step: Transition) -> Transition:
+    """The deterministic step between the same times."""
+    return replace(step, c_x=1.0, c_v=step.t_next - step.t, std=0.0, c_last=0.0)
+
+
+def with_density(steps: Sequence[Transition]) -> list[Transition]:
+    """The steps that have noise; `UserError` if none has."""
+    found = [step for step in steps if step.std > 0]
+    if not found:
+        raise UserError("the sampler has no noise, and this method needs a density; use flow-sde with noise_level 0.7")
+    return found
+
+
+def kl_weight(sampler: Sampler, step: Transition, weighting: Weighting) -> float:
+    """W in loss = w ||v_S - v_T||^2 for one transition.
+
+    exact: KL of the two Gaussians, c_v^2 / (2 std^2) (arXiv 2605.15055, eq. 10-15).
+    official: what the released code divides by, 2 sigma_t^2 without dt for flow-sde.
+    ode: c_v^2 / 2, the paper's deterministic form (eq. 12) and the only one without noise.
+    """
+    if weighting == "ode":
+        return step.c_v**2 / 2
+    if step.std == 0:
+        if sampler.noise_level == 0:
+            raise UserError(f"weighting {weighting!r} needs a sampler with noise; use 'ode', or noise_level > 0")
+        return step.c_v**2 / 2  # ddim's and cps's last step is deterministic
+    std = step.std
+    if weighting == "official" and sampler.name == "flow-sde":
+        std /= math.sqrt(step.t - step.t_next)
+    return step.c_v**2 / (2 * max(std * std, 1e-8))

@@ -1,0 +1,1 @@
+"""The one evaluation path: generate pictures, score them, keep rows."""

@@ -1,0 +1,1 @@
+"""Processes, jobs, a Ray cluster, a second thread."""

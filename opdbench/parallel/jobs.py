@@ -1,0 +1,184 @@
+"""Jobs that need one another, done here or by worker processes.
+
+A worker is a spawned process that does one job after another and talks over a pipe. The standard library's pool
+would not do: when one of its processes dies it ends all of them, and it brings no progress back.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+from opdbench.environment import quiet_libraries
+from opdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from opdbench.console.progress import Console
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to do once.
+
+    Attributes:
+        key: unique.
+        title: what it is called where it fails.
+        needs: keys of the jobs before it; those that are not in the list are done already.
+        work: does it, and tells a console; a worker gets it pickled.
+        console: hears of it, in this process.
+    """
+
+    key: str
+    title: str
+    needs: frozenset[str]
+    work: Callable[[Console], None]
+    console: Console
+
+
+def run_jobs(jobs: Sequence[Job], workers: int) -> None:
+    """Do all jobs: one worker is this process, several are processes of their own.
+
+    A job that fails keeps from being done only what needs it.
+
+    Raises:
+        UserError: some failed; what the first one said, and how many there are.
+    """
+    plan = Plan(jobs)
+    if workers == 1:
+        while (job := plan.next()) is not None:
+            plan.end(job, attempt(job.work, job.console))
+    else:
+        _share(plan, workers)
+    plan.check()
+
+
+class Plan:
+    """Which jobs wait, go on and have failed; the others are done. `cluster.py` follows one, too."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._waiting = {job.key: job for job in jobs}
+        self._open = set(self._waiting)
+        self._failures: list[str] = []
+
+    def next(self) -> Job | None:
+        """The first job that needs nothing more, now going on."""
+        job = next((job for job in self._waiting.values() if not job.needs & self._open), None)
+        return None if job is None else self._waiting.pop(job.key)
+
+    def end(self, job: Job, failure: str) -> None:
+        """A job has ended; `failure` is "" if it did what it should."""
+        if not failure:
+            self._open.remove(job.key)
+            return
+        self._failures.append(f"{job.title}: {failure}")
+        if len(self._open) > 1:
+            job.console.note(f"failed: {self._failures[-1]}")
+
+    def check(self) -> None:
+        """Raise if a job has failed."""
+        if self._failures:
+            others = len(self._failures) - 1
+            more = f"; {others} more failed" if others else ""
+            left = f"; {len(self._waiting)} that build on it were left out" if self._waiting else ""
+            raise UserError(f"{self._failures[0]}{more}{left}; the same command goes on from what is finished")
+
+
+def attempt(work: Callable[[Console], None], console: Console) -> str:
+    """Why it failed, or ""."""
+    try:
+        work(console)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _share(plan: Plan, workers: int) -> None:
+    """Keep up to `workers` processes busy; whatever ends this ends them."""
+    idle: list[_Worker] = []
+    busy: dict[Connection, _Worker] = {}
+    try:
+        while True:
+            while len(busy) < workers and (job := plan.next()) is not None:
+                worker = idle.pop() if idle else _Worker()
+                worker.start(job)
+                busy[worker.line] = worker
+            if not busy:
+                return
+            for line in wait(list(busy)):
+                worker = busy[line]  # type: ignore[index]
+                failure = worker.hear()
+                if failure is not None:
+                    del busy[worker.line]
+                    plan.end(worker.job, failure)
+                    if worker.process.is_alive():
+                        idle.append(worker)
+    finally:
+        for worker in (*idle, *busy.values()):
+            worker.process.terminate()
+
+
+class _Worker:
+    """A process, seen from this one."""
+
+    job: Job
+
+    def __init__(self) -> None:
+        context = get_context("spawn")
+        self.line, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def start(self, job: Job) -> None:
+        """Give it a job."""
+        self.job = job
+        self.line.send(job.work)
+
+    def hear(self) -> str | None:
+        """Pass on one message; why the job failed, or "", if that was its end."""
+        try:
+            kind, *values = self.line.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            code = self.process.exitcode or 0
+            return f"its process was killed by signal {-code}" if code < 0 else f"its process ended with {code}"
+        if kind == "ended":
+            return str(values[0])
+        getattr(self.job.console, kind)(*values)
+        return None
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A worker's console."""
+
+    line: Connection
+
+    def note(self, text: str) -> None:
+        self.line.send(("note", text))
+
+    def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
+        self.line.send(("progress", name, done, total, dict(figures)))
+
+
+def _serve(line: Connection) -> None:
+    """A worker's life: it ends with its parent, which alone answers Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    quiet_libraries()
+    while True:
+        work = line.recv()
+        line.send(("ended", attempt(work, _Remote(line))))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

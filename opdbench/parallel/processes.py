@@ -1,0 +1,94 @@
+"""Processes that share one run (`torchrun`, `accelerate launch`): who makes which pictures, and sums over all.
+
+Every process holds the same weights and takes a share of an update's prompts. What crosses
+between them is little: rewards, the adapter's gradient, counts. So results do not depend on their
+number, up to the order of sums.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import FrameType
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from opdbench.errors import UserError
+
+T = TypeVar("T")
+AGAIN = "run the same command to go on"
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of this run: which of how many this one is."""
+
+    rank: int = 0
+    size: int = 1
+    shards: bool = False
+    """Whether they share the frozen weights, too (`sharded.py`)."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """The share of `count` things that is this process's: one in so many, so that of each kind all have some."""
+        return range(self.rank, count, self.size)
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes."""
+        if self.size == 1:
+            return
+        flat = torch.cat([t.flatten() for t in tensors])
+        _together(lambda: dist.all_reduce(flat))
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process, in order of rank."""
+        if self.size == 1:
+            return [value]
+        found: list[T | None] = [None] * self.size
+        _together(lambda: dist.all_gather_object(found, value))
+        return [v for v in found if v is not None]
+
+    def wait(self) -> None:
+        """Go on when every process is here."""
+        if self.size > 1:
+            _together(dist.barrier)
+
+
+ALONE = Team()
+
+
+@cache
+def join() -> Team:
+    """The team that the launcher's environment names, or nobody else."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    from accelerate import PartialState
+
+    signal.signal(signal.SIGTERM, _told_to_end)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return Team(state.process_index, state.num_processes, os.environ.get("ACCELERATE_USE_FSDP") == "true")
+
+
+def _told_to_end(number: int, frame: FrameType | None) -> None:
+    """A launcher ends the others when one of its processes has ended."""
+    raise UserError(f"another process of this run has ended, or the run was stopped; {AGAIN}")
+
+
+def _together(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"another process of this run has ended ({line}); {AGAIN}") from error

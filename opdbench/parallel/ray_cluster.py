@@ -1,0 +1,156 @@
+"""The jobs of `opdbench run` on a Ray cluster (`--backend ray`): the graph of `jobs.py`, its workers Ray's.
+
+Every job that needs nothing more is handed to Ray, which finds it a core, or a GPU where the cluster has some. All
+machines share the file system: a worker goes to the folder in which the command was typed, and finds and leaves
+stages as a local one does. Ray starts a job again whose worker was lost, and it goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opdbench.environment import quiet_libraries
+from opdbench.errors import UserError
+from opdbench.parallel.jobs import Job, Plan, attempt
+
+try:
+    import ray
+except ImportError as error:
+    raise UserError("--backend ray needs Ray; pip install 'opdbench[ray]', or leave out --backend") from error
+
+RETRIES = 3
+"""Times that a job is started again after its worker was lost."""
+POLL = 0.2
+"""Seconds between two looks at what the workers say."""
+CONNECT = 10
+"""Seconds to wait for a cluster."""
+SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
+"""Of the environment, what a worker has from the command: bits depend on it."""
+
+
+def run_jobs(jobs: Sequence[Job], most: int | None, address: str | None) -> None:
+    """Do all jobs on the cluster at `address`, or on one of this machine's cores that ends with this call.
+
+    Args:
+        jobs: as for `jobs.run_jobs`.
+        most: jobs at once; as many as the cluster has room for if None.
+        address: of a running cluster: `auto`, host:port, or ray://host:port; the environment's if None.
+
+    Raises:
+        UserError: the cluster cannot be reached, or some jobs failed.
+    """
+    if not jobs:
+        return
+    plan = Plan(jobs)
+    with _cluster(address or os.environ.get("RAY_ADDRESS"), most):
+        _follow(plan, most)
+    plan.check()
+
+
+def _knock(address: str) -> None:
+    """Raise `UserError` unless something listens there: Ray itself would try for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        raise UserError(f"bad --address {address!r}; expected auto, host:port or ray://host:port")
+    try:
+        socket.create_connection((host, int(port)), CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot reach the Ray cluster {address!r}: {error}; is it up (`ray start --head`)?") from error
+
+
+@contextmanager
+def _cluster(address: str | None, most: int | None) -> Iterator[None]:
+    if address and address != "auto":
+        _knock(address)
+    about: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": most}
+    about |= {} if address else {"include_dashboard": False}
+    try:
+        ray.init(**about, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot use the Ray cluster {address or 'of this machine'!r}: {line}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _follow(plan: Plan, most: int | None) -> None:
+    """Hand out jobs as they become ready, and pass on what they say, until none is left."""
+    board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    room = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
+    settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    going: dict[Any, Job] = {}
+    while True:
+        while (most is None or len(going) < most) and (job := plan.next()) is not None:
+            task = _do.options(**room, max_retries=RETRIES)
+            going[task.remote([ray.put(job.work)], job.key, board, str(Path.cwd()), settings)] = job
+        if not going:
+            return
+        ready, _ = ray.wait(list(going), timeout=POLL)
+        jobs = {job.key: job for job in going.values()}
+        for key, kind, values in ray.get(board.take.remote()):
+            getattr(jobs[key].console, kind)(*values)
+        for one in ready:
+            plan.end(going.pop(one), _outcome(one))
+
+
+def _outcome(reference: Any) -> str:
+    """Why the job failed, or ""."""
+    try:
+        return str(ray.get(reference))
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        return f"its worker was lost {RETRIES + 1} times ({type(error).__name__})"
+
+
+@ray.remote
+class _Board:
+    """Where workers leave what their consoles are told, until the command reads it."""
+
+    def __init__(self) -> None:
+        self._said: list[tuple[str, str, Sequence[Any]]] = []
+
+    def say(self, key: str, kind: str, values: Sequence[Any]) -> None:
+        self._said.append((key, kind, values))
+
+    def take(self) -> list[tuple[str, str, Sequence[Any]]]:
+        said, self._said = self._said, []
+        return said
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A worker's console."""
+
+    board: Any
+    key: str
+
+    def note(self, text: str) -> None:
+        ray.get(self.board.say.remote(self.key, "note", (text,)))
+
+    def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
+        ray.get(self.board.say.remote(self.key, "progress", (name, done, total, dict(figures))))
+
+
+@ray.remote
+def _do(held: Sequence[Any], key: str, board: Any, folder: str, settings: Mapping[str, str]) -> str:
+    """Do the job that a reference in a list holds; why it failed, or "".
+
+    Ray resolves no reference within a list, so torch, which the work brings, comes after the settings.
+    """
+    os.environ.update(settings)
+    quiet_libraries()
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        return f"its machine has no folder {folder!r} ({error.strerror}); the machines of a cluster share their files"
+    return attempt(ray.get(held[0]), _Remote(board, key))

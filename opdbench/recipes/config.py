@@ -1,0 +1,208 @@
+"""Recipes as frozen stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from opdbench.core import Sampler
+from opdbench.errors import UserError, unknown
+from opdbench.recipes.files import read_recipe
+from opdbench.recipes.presets import EACH
+
+BEFORE = "{before}"
+RELEASED = "released"
+"""Method of a stage that is not trained: its adapter was given (`released.py`)."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The unit of caching and resuming: one policy trained by one method.
+
+    Attributes:
+        name: unique within the recipe; `{task}` in a recipe makes one stage a task.
+        method: entry point of the loss.
+        tasks: prompts and rewards that it trains on.
+        updates: optimizer steps.
+        prompts: prompts an update; the tasks take turns.
+        images: pictures a prompt.
+        teachers: task and stage that teaches it; `base` is the untouched model with its own guidance. In a
+            recipe, `teacher` is that of every task, and a table `teachers` names single or further ones.
+        teacher_guidance: guidance of the teachers here; 0 is each one's own.
+        init: stage whose adapter it starts from; a fresh one if empty; the mean of several with + between. In a
+            recipe, `{task}` names one a task, and `{before}` is the stage just before.
+        rewards: weight of each task's reward where every prompt is paid for all that can be judged on it; a
+            prompt's own task alone pays if empty.
+        sampler: how the policy walks in training and when it teaches.
+        eval_sampler: how it walks in evaluation.
+        lr, weight_decay, clip, ema: optimizer settings; `ema` is the decay of the weight average.
+        anneal: whether the learning rate falls linearly to zero.
+        rank, alpha, targets: shape of the adapter.
+        checkpointing: whether the student keeps its blocks' inputs alone for the backward, and walks them again there.
+        at_once: most pictures that go through a denoiser together, 0 for all of an update's, so that memory does not
+            grow with the batch. What a method asks for of more pictures is walked again in the backward, part by part.
+        compiled: whether student and teachers go through `torch.compile`: a start of minutes, then faster updates.
+        options: fields of the method.
+    """
+
+    name: str
+    method: str
+    tasks: tuple[str, ...] = ()
+    updates: int = 100
+    prompts: int = 8
+    images: int = 1
+    teachers: tuple[tuple[str, str], ...] = ()
+    teacher_guidance: float = 0.0
+    init: str = ""
+    sampler: Sampler = Sampler()
+    eval_sampler: Sampler = Sampler()
+    lr: float = 3e-4
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    ema: float = 0.9
+    anneal: bool = False
+    rank: int = 32
+    alpha: int = 64
+    targets: tuple[str, ...] = ()
+    checkpointing: bool = False
+    at_once: int = 0
+    compiled: bool = False
+    rewards: tuple[tuple[str, float], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The stages whose adapters' mean it starts from."""
+        return tuple(self.init.split("+")) if self.init else ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A baseline: its stages in order.
+
+    Attributes:
+        student: whether the last stage is the result; else all that nothing builds on are teachers.
+        budget: recipe whose total cost this one should have: the updates of the stages that are not that one's
+            are then proportions (`opdbench.runs.budget`). Setting updates by hand switches it off.
+        resolution: side of the pictures in pixels; 0 is the model's own.
+        judges: task and judge (`opdbench list`) of the suite; the embedded world's evaluators if empty.
+    """
+
+    name: str
+    description: str
+    base_sampler: Sampler
+    stages: tuple[Stage, ...]
+    student: bool = True
+    budget: str = ""
+    resolution: int = 0
+    judges: tuple[tuple[str, str], ...] = ()
+
+    def guidance(self, stage: Stage, teacher: str) -> float:
+        """Guidance of a stage's teacher, which is the base model if no stage has its name."""
+        own = next((s.sampler for s in self.stages if s.name == teacher), self.base_sampler)
+        return stage.teacher_guidance or own.guidance
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run's numbers depend on; `suite` is main, or full for the probes of `suite.py`."""
+
+    recipe: Recipe
+    tasks: tuple[str, ...]
+    model: str
+    seed: int
+    limit: int | None = None
+    suite: str = "main"
+
+
+def load_recipe(
+    source: Path,
+    tasks: Sequence[str],
+    overrides: Sequence[str] = (),
+    recipes: Mapping[str, Path] | None = None,
+    preset: Path | None = None,
+) -> Recipe:
+    """Read a recipe for `tasks`; `recipes.py` says what its file may hold.
+
+    Args:
+        source: the TOML file.
+        tasks: tasks in order; a stage whose name holds `{task}` is made for each.
+        overrides: `stage.key=value` or `stage.table.key=value`, value in TOML.
+        recipes: files of the recipes that `extends` may name besides those in the source's folder.
+        preset: a file that is laid over the recipe (`presets.py`).
+    """
+    inherited = {f.name for f in dataclasses.fields(Stage)} - {"name", "method", "options"} | {"teacher"}
+    raw, tables = read_recipe(source, recipes or {}, inherited, overrides, preset)
+    stages: list[Stage] = []
+    for table in tables:
+        one_each, own = "{task}" in table["name"], table.pop(EACH, {})
+        for task in tasks if one_each else [""]:
+            now = own.get(task, table)
+            if now.get("init") == BEFORE:
+                now = now | {"init": stages[-1].name if stages else ""}
+            stages.append(_stage(now, (task,) if one_each else tuple(now.get("tasks", tasks))))
+    set_by_hand = any(text.partition("=")[0].strip().endswith(".updates") for text in overrides)
+    plain = ("description", "student", "resolution", *(() if set_by_hand else ("budget",)))
+    values = {k: v for k, v in raw.items() if k in plain}
+    base = _build(Sampler, raw.get("base_sampler", {}), "base_sampler")
+    name = f"{source.stem}+{preset.stem}" if preset else source.stem
+    if not isinstance(raw.get("judges", {}), dict):
+        raise UserError(f"recipe {name!r}: judges is {raw['judges']!r}; expected a table of task and judge")
+    judges = tuple((task, str(judge)) for task, judge in raw.get("judges", {}).items())
+    parts = {"name": name, "base_sampler": base, "stages": tuple(stages), "judges": judges}
+    return _build(Recipe, {"description": "", **values, **parts}, f"recipe {str(source)!r}")
+
+
+def _stage(table: Mapping[str, Any], tasks: tuple[str, ...]) -> Stage:
+    values = dict(table)
+    values["name"] = table["name"].replace("{task}", tasks[0] if tasks else "")
+    values["tasks"] = tasks
+    teacher, others = values.pop("teacher", None), values.pop("teachers", {})
+    if not isinstance(others, Mapping):
+        raise UserError(f"stage {values['name']!r}: teachers is {others!r}; expected a table of task and stage")
+    routed = {task: str(teacher).replace("{task}", task) for task in tasks} if teacher is not None else {}
+    values["teachers"] = tuple((routed | {task: str(name) for task, name in others.items()}).items())
+    if "{task}" in str(table.get("init", "")):
+        values["init"] = "+".join(table["init"].replace("{task}", task) for task in tasks)
+    for key in ("sampler", "eval_sampler"):
+        default = table.get("sampler", {}) if key == "eval_sampler" else {}
+        values[key] = _build(Sampler, table.get(key, default), f"{values['name']}.{key}")
+    if "rewards" in values:
+        values["rewards"] = _weights(values["rewards"], tasks, values["name"])
+    if "targets" in values:
+        values["targets"] = tuple(values["targets"])
+    return _build(Stage, values, f"stage {values['name']!r}")
+
+
+def _weights(table: object, tasks: Sequence[str], where: str) -> tuple[tuple[str, float], ...]:
+    """The weights of those tasks that are learnt."""
+    if not isinstance(table, Mapping) or not all(isinstance(w, (int, float)) for w in table.values()):
+        raise UserError(f"stage {where!r}: rewards is {table!r}; expected a table of task and weight")
+    for task in tasks:
+        if task not in table:
+            raise UserError(f"stage {where!r}: rewards has no weight of {task!r}; add one, for example {task} = 1.0")
+    return tuple((task, float(table[task])) for task in tasks)
+
+
+def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from a mapping, with its fields' types checked."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} is {values!r}; expected a table")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in fields:
+            raise unknown(f"key of {where}", key, fields)
+        wanted: Any = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(str(fields[key].type))
+        if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
+            raise UserError(f"{where}: {key} is {value!r}; expected {fields[key].type}")
+        if str(fields[key].type) == "int" and value < 1:
+            raise UserError(f"{where}: {key} is {value!r}; expected at least 1")
+    return kind(**values)
+
+
+def method_options(kind: type, options: Mapping[str, Any], where: str) -> Any:
+    """A method with its options, unknown ones refused."""
+    return _build(kind, options, f"{where}.options")

@@ -1,0 +1,64 @@
+"""Presets: what all recipes have otherwise on another model, in one TOML file that is laid over any of them.
+
+Keys of a preset: `resolution`, `judges` and `base_sampler` as in a recipe; `drop`, stages that are left out (what
+starts from one starts afresh); `defaults` for every stage; `method.NAME` for those of a method; `stage.NAME` for one
+stage, and `stage.teacher-ocr` for one task of a stage `teacher-{task}`. Later kinds win. A table such as `sampler`
+is laid over the stage's own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opdbench.errors import UserError, unknown
+
+Table = dict[str, Any]
+KEYS = ("resolution", "drop", "base_sampler", "judges", "defaults", "method", "stage")
+TABLES = ("sampler", "eval_sampler", "rewards", "options")
+EACH = "each"
+"""Key of a stage's table under which are those of single tasks."""
+
+
+def lay_over(
+    preset: Mapping[str, Any], raw: Table, stages: Mapping[str, Table], where: Path
+) -> tuple[Table, list[Table]]:
+    """A recipe's keys and its stages' tables with the preset over them; `where` is its file, for errors."""
+    for key in preset:
+        if key not in KEYS:
+            raise unknown(f"key of preset {where.name!r}", key, KEYS)
+    for key in ("base_sampler", "judges", "defaults", "method", "stage"):
+        if not isinstance(preset.get(key, {}), dict):
+            raise UserError(f"preset {where.name!r}: {key} is {preset[key]!r}; expected a table")
+    drop, named = preset.get("drop", []), preset.get("stage", {})
+    found = []
+    for name, table in stages.items():
+        if name in drop:
+            continue
+        one = _changed(table, preset, named.get(name, {}), drop)
+        before, brace, after = name.partition("{task}")
+        for other, change in named.items() if brace else ():
+            if other != name and other.startswith(before) and other.endswith(after):
+                task = other[len(before) : len(other) - len(after)]
+                one.setdefault(EACH, {})[task] = _changed(table, preset, change, drop)
+        found.append(one)
+    sampler = raw.get("base_sampler", {}) | preset.get("base_sampler", {})
+    return {**raw, **{k: preset[k] for k in ("resolution", "judges") if k in preset}, "base_sampler": sampler}, found
+
+
+def _changed(table: Table, preset: Mapping[str, Any], own: Mapping[str, Any], drop: list[str]) -> Table:
+    """A stage's table with the preset's defaults, its method's and its own changes."""
+    found = copy.deepcopy(table)
+    if own.get("method", found["method"]) != found["method"]:
+        found.pop("options", None)
+    found["method"] = own.get("method", found["method"])
+    if found.get("init") in drop:
+        del found["init"]
+    for change in (preset.get("defaults", {}), preset.get("method", {}).get(found["method"], {}), own):
+        for key, value in change.items():
+            if key == "rewards" and key not in found:  # only a stage that weighs rewards has further weights
+                continue
+            found[key] = found.get(key, {}) | value if key in TABLES else copy.deepcopy(value)
+    return found

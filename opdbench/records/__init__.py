@@ -1,0 +1,1 @@
+"""What finished work leaves on disk: records, rows, the store, digests."""

@@ -1,0 +1,168 @@
+"""The record that a finished run leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opdbench.core import Estimate, Meter
+from opdbench.errors import UserError
+from opdbench.files import read_json, write_json
+
+if TYPE_CHECKING:
+    pass
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table.
+
+    Attributes:
+        task: evaluator.
+        key: what may share a column: metric key, prompt-set hash, sampler and precision.
+        trained: whether the policy was trained on this task.
+        estimate: the number.
+        groups: the same for each stratum (GenEval's tags), if there are several.
+        higher_is_better: whether a larger number is the better one; records without it have only such tasks.
+    """
+
+    task: str
+    key: str
+    trained: bool
+    estimate: Estimate
+    groups: Mapping[str, Estimate]
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished stage.
+
+    Attributes:
+        reused: whether it was found instead of trained here.
+        curve: means over consecutive updates of loss and, in RL, reward, with several tasks also each task's as
+            `reward/<task>`; `forwards` is what they had cost by then.
+    """
+
+    name: str
+    method: str
+    digest: str
+    tasks: tuple[str, ...]
+    reused: bool
+    meter: Meter
+    curve: Sequence[Mapping[str, float]] = ()
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """A policy's cells; `role` is base, teacher or student; `evaluation` is what scoring it cost."""
+
+    name: str
+    role: str
+    sampler: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    evaluation: Meter
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A number that no table of scores has (`opdbench.evaluation.suite`).
+
+    Attributes:
+        kind: `stage` (a policy between stages), `prompts` (another task's prompts), `change` (drawn otherwise), or
+            `kl` (nats from a task's teacher).
+        policy: whose.
+        task: evaluator, or the teacher's task.
+        on: the other task, or the change.
+        key: as a cell's.
+    """
+
+    kind: str
+    policy: str
+    task: str
+    on: str
+    key: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The product of a run; its existence means that the run is complete."""
+
+    digest: str
+    group: str
+    method: str
+    tasks: tuple[str, ...]
+    seed: int
+    model: Mapping[str, str]
+    config: Mapping[str, Any]
+    stages: tuple[StageResult, ...]
+    policies: tuple[PolicyResult, ...]
+    environment: Mapping[str, str]
+    command: str
+    probes: tuple[Probe, ...] = ()
+    schema: int = SCHEMA
+
+    def save(self, folder: Path) -> Path:
+        """Write `record.json`; the last thing that a run does."""
+        path = folder / "record.json"
+        write_json(path, asdict(self))
+        return path
+
+    @staticmethod
+    def load(path: Path) -> RunRecord:
+        """Read a record from its file or its run folder."""
+        file = path / "record.json" if path.is_dir() else path
+        if not file.exists():
+            what = "not finished (no record.json)" if path.is_dir() else "absent"
+            raise UserError(f"run {str(path)!r} is {what}; run its command again to finish it, or name another")
+        raw = read_json(file)
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+            raise UserError(f"record {str(file)!r} has schema {found!r}; expected {SCHEMA}")
+        try:
+            stages = tuple(
+                StageResult(**{**s, "tasks": tuple(s["tasks"]), "meter": Meter(**s["meter"])})
+                for s in raw.pop("stages")
+            )
+            policies = tuple(_policy(p) for p in raw.pop("policies"))
+            probes = tuple(Probe(**{**p, "estimate": Estimate(**p["estimate"])}) for p in raw.pop("probes", ()))
+            return RunRecord(tasks=tuple(raw.pop("tasks")), stages=stages, policies=policies, probes=probes, **raw)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"record {str(file)!r} is damaged ({error}); run its command again") from error
+
+
+def _policy(raw: Mapping[str, Any]) -> PolicyResult:
+    cells = tuple(
+        Cell(
+            c["task"],
+            c["key"],
+            c["trained"],
+            Estimate(**c["estimate"]),
+            {name: Estimate(**e) for name, e in c["groups"].items()},
+            c.get("higher_is_better", True),
+        )
+        for c in raw["cells"]
+    )
+    return PolicyResult(raw["name"], raw["role"], raw["sampler"], cells, Meter(**raw["evaluation"]))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record and the folder that holds its rows."""
+
+    record: RunRecord
+    folder: Path
+
+    @property
+    def result(self) -> PolicyResult | None:
+        """The policy that the recipe is about; None if it trains only teachers or nothing."""
+        return next((p for p in reversed(self.record.policies) if p.role == "student"), None)
+
+    def samples(self, policy: str, task: str) -> Path:
+        """File of a policy's rows on a task."""
+        return self.folder / "samples" / f"{policy}-{task}.jsonl"

@@ -1,0 +1,132 @@
+"""What a recipe costs, before it is trained: its losses run on pictures of one pixel, and the meter counts.
+
+So there is no second formula beside the meter. Counts depend on a stage's settings alone, and repeat with a
+period of as many updates as it has tasks, since the tasks take turns (`trainer.shares`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from opdbench.core import Meter, Prompt, Score
+from opdbench.diffusion.flow import transitions
+from opdbench.diffusion.model import Condition, Policy
+from opdbench.diffusion.walk import Noise
+from opdbench.errors import UserError, unknown
+from opdbench.methods.base import Actors, Batch, Method
+from opdbench.recipes.config import RELEASED, Recipe, Stage, load_recipe, method_options
+from opdbench.registry import load, recipes
+from opdbench.runs.trainer import shares
+
+SHAPE = (1, 1, 1)
+
+
+class _Blank(nn.Module):
+    """A denoiser that returns what it gets, and the model around it: nothing is computed, all is counted."""
+
+    latent_shape = SHAPE
+    device = torch.device("cpu")
+
+    def forward(self, hidden_states: Tensor, **inputs: object) -> tuple[Tensor]:
+        return (hidden_states,)
+
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        return [Image.new("RGB", (1, 1)) for _ in latents]
+
+    def check(self, prompt: Prompt) -> None:
+        """Every picture can be judged."""
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Score]:
+        return [Score(float(k), float(k)) for k in range(len(images))]
+
+
+def forwards(stage: Stage, recipe: Recipe) -> Meter:
+    """The meter of `stage` after all its updates: forwards by role and pictures scored; no seconds."""
+    if stage.method == RELEASED:
+        return Meter()
+    method: Method = method_options(load("methods", stage.method), stage.options, stage.name)
+    period = [_count(stage, recipe, method, update) for update in range(min(len(stage.tasks), stage.updates))]
+    rounds: Counter[str] = Counter()
+    images = 0
+    for k, meter in enumerate(period):
+        times = len(range(k, stage.updates, len(period)))
+        rounds.update({role: times * n for role, n in meter.forwards.items()})
+        images += times * meter.images
+    return Meter(dict(rounds), images)
+
+
+def _count(stage: Stage, recipe: Recipe, method: Method, update: int) -> Meter:
+    """The meter of one update."""
+    meter, blank = Meter(), _Blank()
+    rows = [
+        Prompt(f"{task}/{k}", "", task)
+        for task, _, count in shares(stage, update)
+        for k in range(count)
+        for _ in range(stage.images)
+    ]
+    keys = [f"{update}/{k}" for k in range(len(rows))]
+    states = torch.zeros(1, 1, 1)
+    empty = Condition(states, states[0])
+    condition = Condition(states.expand(len(rows), 1, 1), states[0].expand(len(rows), 1))
+
+    def policy(guidance: float) -> Policy:
+        return Policy(blank, guidance, empty, torch.float32)  # type: ignore[arg-type]
+
+    own = stage.sampler.guidance
+    times = torch.linspace(1, 0, stage.sampler.steps + 1).tolist()
+    actors = Actors(
+        model=blank,  # type: ignore[arg-type]
+        student=policy(own),
+        base=policy(own),
+        old=policy(own) if method.needs_old else None,
+        teachers={task: policy(recipe.guidance(stage, name)) for task, name in stage.teachers},
+        evaluators=dict.fromkeys(stage.tasks, blank),  # type: ignore[arg-type]
+        sampler=stage.sampler,
+        steps=transitions(stage.sampler, times),
+        meter=meter,
+        descend=lambda: None,
+        weights=dict(stage.rewards),
+    )
+    for _ in method.losses(Batch(rows, keys, stage.images, condition, Noise(keys, SHAPE), update), actors):
+        pass
+    return meter
+
+
+def plan(source: Path, tasks: Sequence[str], overrides: Sequence[str] = (), preset: Path | None = None) -> Recipe:
+    """A recipe from its file under a preset, at the cost of the recipe that its `budget` names."""
+    known = recipes()
+    found = load_recipe(source, tasks, overrides, known, preset)
+    if not found.budget:
+        return found
+    if found.budget not in known:
+        raise unknown(f"budget of recipe {found.name!r}", found.budget, known)
+    return level(found, load_recipe(known[found.budget], tasks, (), known, preset))
+
+
+def total(stages: Sequence[Stage], recipe: Recipe) -> int:
+    """Forward-equivalents of some stages of a recipe."""
+    return sum(forwards(stage, recipe).total() for stage in stages)
+
+
+def level(recipe: Recipe, reference: Recipe) -> Recipe:
+    """`recipe` with the total cost of `reference`, to the nearest update.
+
+    The stages that both have stay as they are; the updates of the others are multiplied by one factor.
+
+    Raises:
+        UserError: the shared stages alone cost as much, or the others cost nothing.
+    """
+    shared = [stage for stage in recipe.stages if stage in reference.stages]
+    own = [stage for stage in recipe.stages if stage not in shared]
+    left, spent = total(reference.stages, reference) - total(shared, reference), total(own, recipe)
+    if left <= 0 or spent <= 0:
+        raise UserError(f"recipe {recipe.name!r} cannot cost what {reference.name!r} does: {left} forwards are left")
+    scaled = {stage.name: replace(stage, updates=max(1, round(stage.updates * left / spent))) for stage in own}
+    return replace(recipe, stages=tuple(scaled.get(stage.name, stage) for stage in recipe.stages), budget="")

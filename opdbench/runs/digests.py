@@ -1,0 +1,81 @@
+"""What names a stage and a run, and which stages a run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from opdbench.errors import UserError
+from opdbench.recipes.config import Recipe, RunConfig, Stage
+from opdbench.records.digest import FORMAT, digest
+
+BASE = "base"
+
+
+def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
+    """Digest of each stage: its settings, seed, model, and the stages that it builds on."""
+    found: dict[str, str] = {}
+    for stage in config.recipe.stages:
+        needs = []
+        teaching = {BASE: digest(config.recipe.base_sampler), **found}
+        for name, known in [
+            *((name, teaching) for _, name in stage.teachers),
+            *((name, found) for name in stage.starts),
+        ]:
+            if name not in known:
+                raise UserError(f"stage {stage.name!r} needs {name!r}; expected one before it: {', '.join(known)}")
+            needs.append(known[name])
+        found[stage.name] = digest([FORMAT, stage, config.seed, weights, needs])
+    return found
+
+
+def roles(recipe: Recipe) -> dict[str, str]:
+    """Teacher or student, of the stages whose policies are evaluated.
+
+    Teachers are those that teach, those that are merged into one, and without a student all that nothing builds on.
+    """
+    taught = {name for stage in recipe.stages for _, name in stage.teachers} - {BASE}
+    merged = {name for stage in recipe.stages for name in stage.starts if len(stage.starts) > 1}
+    used = taught.union(*(stage.starts for stage in recipe.stages))
+    free = [stage.name for stage in recipe.stages if stage.name not in used]
+    teachers = taught | merged | set(() if recipe.student else free)
+    shown = teachers | set(free[-1:])
+    return {s.name: "teacher" if s.name in teachers else "student" for s in recipe.stages if s.name in shown}
+
+
+def needed(stages: Sequence[Stage], wanted: Collection[str]) -> set[str]:
+    """Names of some stages and of all that they build on."""
+    found = set(wanted)
+    for stage in reversed(stages):
+        if stage.name in found:
+            found |= {*stage.starts, *(source for _, source in stage.teachers)}
+    return found
+
+
+def scored(config: RunConfig) -> dict[str, str]:
+    """Roles of the base model's successors that are evaluated; the full suite has every stage.
+
+    Without it a cascade's stages are among them: those that learnt some of the tasks before others build on them.
+    """
+    stages, full = config.recipe.stages, config.suite == "full"
+    others = {stage.name: "stage" for stage in stages if full or set(stage.tasks) < set(config.tasks)}
+    return others | roles(config.recipe)
+
+
+def experts(config: RunConfig, name: str) -> list[str]:
+    """Stages besides its own that the evaluation of a policy needs: the full suite compares it with the teachers."""
+    known = roles(config.recipe)
+    return [other for other, role in known.items() if role == "teacher" and other != name and config.suite == "full"]
+
+
+def run_digests(config: RunConfig, weights: str) -> tuple[str, str]:
+    """Digest of a run, and of its group: the same run with another seed."""
+    one = digest([FORMAT, config, weights])
+    return one, digest([FORMAT, replace(config, seed=0), weights])
+
+
+def run_folder(out: Path, config: RunConfig, weights: str) -> Path:
+    """Where the run's record lies."""
+    one, _ = run_digests(config, weights)
+    return out / f"{config.recipe.name}-{'-'.join(config.tasks)}-s{config.seed}-{one[:8]}"

@@ -1,0 +1,158 @@
+"""What the report draws: curves, score against cost, changes, strata; all from records."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from records import LEVELS, World, illustrate, illustrated_runs, make_run, make_runs
+
+from opdbench.leaderboards.numbers.compare import compare
+from opdbench.leaderboards.numbers.runs import group_runs, load_runs
+from opdbench.leaderboards.page import charts, figures
+from opdbench.leaderboards.page.charts import Line, Names, Point
+from opdbench.leaderboards.page.report import page
+from opdbench.records.store import POINTS
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return illustrated_runs(tmp_path_factory.mktemp("report"))
+
+
+def test_curves_are_means_over_seeds_and_shared_stages_are_drawn_once(runs):
+    groups = group_runs(runs)
+    ((_, points),) = figures._curves(groups[0].runs, "student")
+    assert [p.x for p in points] == [100.0 * k for k in range(1, 7)]
+    assert [p.y for p in points] == pytest.approx([1 / k + 1 for k in range(1, 7)])  # seeds 0, 1, 2 add their number
+    assert points[0].error == pytest.approx(4.302652729911275 / 3**0.5)  # t(.975, 2) s / sqrt(3), s = 1
+    shown = {one.title: [mark.slot for mark in one.marks] for one in figures.learning_curves(groups, {})}
+    assert shown == {"teacher-ocr: reward": [0], "teacher-geneval: reward": [0], "student: loss": [0]}
+
+
+def test_rewards_of_several_tasks_are_curves_of_their_own(runs):
+    def with_parts(run):
+        means = {"loss": 1.0, "reward": 8.0, "reward/ocr": 0.5, "reward/preference": 15.5}
+        student = replace(run.record.stages[-1], curve=[{"forwards": k, **means} for k in (1, 2)])
+        return replace(run, record=replace(run.record, stages=(student,)))
+
+    group = replace(group_runs(runs)[0], runs=tuple(map(with_parts, runs[:2])))
+    shown = figures.learning_curves([group], {group.label: 1})
+    assert [(one.title, one.up) for one in shown] == [
+        ("student: reward, ocr", "reward, ocr"),
+        ("student: reward, preference", "reward, preference"),
+    ]
+
+
+def test_a_long_curve_has_few_points_and_one_that_is_not_recorded_is_left_out(tmp_path):
+    folder = make_run(tmp_path, "opd", 0)
+    assert figures.learning_curves(group_runs(load_runs([folder])), {"opd": 1}) == []
+    (run,) = load_runs([illustrate(folder, updates=400)])
+    ((_, points),) = figures._curves([run], "student")
+    assert len(points) == POINTS
+    assert points[0].y == pytest.approx(np.mean([1 / k for k in range(1, 11)]))
+
+
+def test_a_methods_budgets_are_joined_unless_two_cost_the_same(tmp_path):
+    runs = load_runs([*make_runs(tmp_path, ["opd"], 2), *make_runs(tmp_path, ["opd"], 2, World(updates=90)),
+                      *make_runs(tmp_path, ["sft"], 2)])  # fmt: skip
+    comparison = compare(runs)
+    slots = {entry.label: k for k, entry in enumerate(comparison.entries, 1)}
+    marks = figures.frontiers(comparison, slots)[0].marks
+    joined = [mark for mark in marks[1:] if mark.path]
+    assert [mark.label for mark in joined] == [next(e.label for e in comparison.entries if e.total == 27_000)]
+    dots = {mark.dots[0][:2] for mark in marks if mark.dots and mark.label.startswith("opd")}
+    assert {tuple(map(float, pair.split(","))) for pair in joined[0].path[1:].split("L")} == dots
+    tuned = [replace(run, record=replace(run.record, group="lr", digest=run.record.digest + "1")) for run in runs[:2]]
+    again = compare([*runs, *tuned])
+    slots = {entry.label: k for k, entry in enumerate(again.entries, 1)}
+    assert not [mark for mark in figures.frontiers(again, slots)[0].marks[1:] if mark.path]
+
+
+def test_a_methods_budgets_share_a_colour(tmp_path):
+    runs = load_runs([*make_runs(tmp_path, ["opd", "sft"], 2), *make_runs(tmp_path, ["opd"], 2, World(updates=90))])
+    rows = re.findall(r'<tbody data-method="([^"]+)">(.*?)</th>', page(runs), re.DOTALL)
+    shown = {label: re.findall(r'class="dot (s\d+)"', row)[0] for label, row in rows}
+    budgets = {slot for label, slot in shown.items() if label.startswith("opd ")}
+    assert len(budgets) == 1 < len(shown)
+    assert shown["sft"] not in budgets
+
+
+def test_names_beside_dots_are_apart_and_stay_in_the_plot():
+    lines = [Line(str(k), 1, (Point(100.0 + k % 2, 0.1 * (k // 3)),), dots=True) for k in range(5)]
+    far = Line("far", 1, (Point(10.0, 0.0),), dots=True)
+    chart = charts.draw(Names("", "", "", ""), [*lines, far])
+    *marks, alone = chart.marks
+    assert chart.frame == charts.SMALL
+    assert_apart(marks, chart.frame)
+    assert alone.tags[0] == alone.dots[0][1]
+
+
+@pytest.mark.parametrize("count", [7, 12, 40])
+def test_many_names_stand_in_a_column(count):
+    lines = [Line(str(k), 1, (Point(100.0 * k, 0.1 * (k // 3)),), dots=True) for k in range(count)]
+    chart = charts.draw(Names("", "", "", ""), lines)
+    assert chart.frame.column
+    assert_apart(chart.marks, chart.frame)
+
+
+def assert_apart(marks, frame):
+    heights = sorted(mark.tags[0] for mark in marks)
+    assert all(after - before >= charts.TAG_HEIGHT for before, after in pairwise(heights))
+    assert heights[0] >= frame.top
+    assert heights[-1] <= frame.bottom < frame.height
+
+
+def test_nothing_cheaper_beats_the_frontier(runs):
+    comparison = compare(runs)
+    chart = figures.frontiers(comparison, {label: k for k, label in enumerate(LEVELS, 1)})[0]
+    steps = [tuple(map(float, pair.split(","))) for pair in chart.marks[0].path[1:].split("L")]
+    for before, after in pairwise(steps):
+        assert after[0] >= before[0]
+        assert after[1] <= before[1]  # up is a smaller y
+    for mark in chart.marks[1:]:
+        ((x, y, low, high),) = mark.dots
+        assert min(b for a, b in steps if a <= x) <= y
+        assert chart.frame.top <= high <= y <= low <= chart.frame.bottom
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("values", [[1.0], [0.5, 0.5], [1e-9, 3e4], [2.0, 3.0, 5e5]])
+def test_every_point_and_tick_is_inside_the_plot(values, log):
+    line = Line("a", 1, tuple(Point(v, v, v / 2) for v in values))
+    chart = charts.draw(Names("t", "", "x", "y"), [line], log_x=log)
+    places = [tuple(map(float, p.split(","))) for p in chart.marks[0].path[1:].split("L")]
+    assert places == sorted(places, key=lambda p: (p[0], -p[1]))
+    frame = chart.frame
+    assert all(frame.left <= x <= frame.right and frame.top <= y <= frame.bottom for x, y in places)
+    assert 1 <= len(chart.x_ticks) <= charts.TICKS + 2
+    assert all(frame.left <= x <= frame.right for x, _ in chart.x_ticks)
+
+
+def test_the_matrix_holds_changes_against_the_base(runs):
+    rows = figures.changes(group_runs(runs), ["ocr", "preference"])
+    assert [name for name, _, _ in rows[:3]] == ["student"] * 3
+    for name, labels, row in rows:
+        for one in row:
+            gaps = []
+            for run in (r for r in runs if r.record.method == labels[0]):
+                values = {p.name: c.estimate.value for p in run.record.policies for c in p.cells if c.task == one.task}
+                gaps.append(values[name] - values["base"])
+            assert one.figure.value == pytest.approx(np.mean(gaps))
+            assert -1 <= one.depth <= 1
+    assert {one.task for _, _, row in rows for one in row if one.trained} == {"ocr"}
+
+
+def test_strata_are_those_of_the_records(runs):
+    found = figures.strata(group_runs(runs), dict.fromkeys(LEVELS, 1))
+    assert len(found) == 9
+    task, stratum, bars = found[0]
+    assert [bar.label for bar in bars] == ["base", "merge", "opd", "sft"]
+    values = [
+        c.groups[stratum].value for r in runs if r.record.method == "opd" for c in r.result.cells if c.task == task
+    ]
+    assert bars[2].figure.value == pytest.approx(np.mean(values))
+    assert max(bar.share for t, _, row in found if t == task for bar in row) == 100

@@ -1,0 +1,115 @@
+"""Tables of a comparison: rows, labels, probes and curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from records import BETTER, World, make_runs, two_equal_and_a_better_one
+
+from opdbench.core import Estimate
+from opdbench.files import write_text
+from opdbench.leaderboards.numbers.compare import compare
+from opdbench.leaderboards.numbers.runs import group_runs, load_runs
+from opdbench.leaderboards.tables.document import LISTED, blocks, score_block
+from opdbench.leaderboards.tables.formats import as_csv
+from opdbench.records.run import Probe, RunRecord
+from opdbench.records.store import read_curve
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return two_equal_and_a_better_one(tmp_path_factory.mktemp("runs"))
+
+
+def test_probes_are_tables_of_their_own(runs):
+    """Over seeds, by what was asked; the stages of a method lie between its base model and its results."""
+
+    def probed(run, shift):
+        estimate = Estimate(0.25 + shift, 0.01, 10, 5, 0)
+        probes = [
+            Probe(kind, policy, "ocr", on, "k", estimate)
+            for kind, policy, on in (
+                ("stage", "start", ""), ("prompts", "student", "geneval"), ("change", "student", "guidance 2"),
+                ("kl", "student", ""),
+            )
+        ]  # fmt: skip
+        return replace(run, record=replace(run.record, probes=tuple(probes)))
+
+    even = [run for run in runs if run.record.method == "even"]
+    comparison = compare([probed(run, 0.1 * (run.record.seed - 2)) for run in even])
+    assert {r.kind: (r.figure.value, r.figure.seeds) for r in comparison.probes} == {
+        kind: (pytest.approx(0.25), 5) for kind in ("stage", "prompts", "change", "kl")
+    }
+    shown = {block.title: block for block in blocks(comparison)}
+    policies = [row[1].text for row in shown["Stage by stage"].rows]
+    assert policies == ["base", "start", "teacher-ocr", "teacher-geneval", "student"]
+    assert shown["Other tasks' prompts"].columns == ("method", "policy", "ocr on geneval")
+    assert shown["Drawn otherwise"].columns[2:] == ("ocr, guidance 2",)
+    assert "KL from the teachers" in shown
+    assert not {"Stage by stage", "KL from the teachers"} & {block.title for block in blocks(compare(even))}
+    lines = csv.DictReader(io.StringIO(as_csv({"probe": comparison.probes})))
+    assert {(line["kind"], line["figure.seeds"]) for line in lines} == {
+        (kind, "5") for kind in ("stage", "prompts", "change", "kl")
+    }
+
+
+def test_probes_and_curves_survive_a_record(runs, tmp_path):
+    curve = [{"update": 5, "forwards": 10, "loss": 0.5}]
+    stages = (replace(runs[0].record.stages[0], curve=curve), *runs[0].record.stages[1:])
+    probe = Probe("kl", "student", "ocr", "", "k", Estimate(1.5, 0.1, 3, 3, 0))
+    record = replace(runs[0].record, stages=stages, probes=(probe,))
+    record.save(tmp_path)
+    found = RunRecord.load(tmp_path)
+    assert found.probes == (probe,)
+    assert found.stages[0].curve == curve
+
+
+def test_a_policy_that_methods_share_is_one_row(tmp_path):
+    runs = load_runs(make_runs(tmp_path, ["a", "b"], 1))
+    rows = [(row[0].text, row[1].text) for row in score_block(compare(runs)).rows]
+    teachers = [(name, f"teacher-{task}") for name in "ab" for task in ("ocr", "geneval")]
+    assert rows[0] == ("a, b", "base")
+    assert sorted(rows[1:5]) == sorted(teachers)  # of the same name, and each its own
+    assert rows[5:] == [("a", "student"), ("b", "student")]
+    more = load_runs(make_runs(tmp_path, ["c"], 1))
+    assert score_block(compare([*runs, *more])).rows[0][0].text == "3 methods"
+
+
+def test_labels_leave_out_a_preset_that_all_methods_have(tmp_path):
+    runs = load_runs(make_runs(tmp_path, ["opd+half", "sft+half"], 2))
+    assert [group.label for group in group_runs(runs)] == ["opd", "sft"]
+    assert "every method is '+half'" in score_block(compare(runs)).notes
+    mixed = load_runs([*make_runs(tmp_path, ["opd"], 1), *make_runs(tmp_path, ["opd+half"], 1)])
+    assert [group.label for group in group_runs(mixed)] == ["opd", "opd+half"]
+
+
+def test_a_curve_is_the_mean_of_equal_parts(tmp_path):
+    assert read_curve(None) == read_curve(tmp_path) == []
+    lines = [
+        {"update": k, "loss": float(k), "reward": None if k % 2 else 1.0, "forwards": 7 * k} for k in range(1, 101)
+    ]
+    write_text(tmp_path / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    curve = read_curve(tmp_path)
+    assert len(curve) == 34  # parts of three updates, the least that leaves at most 40
+    assert curve[0] == {"update": 3, "forwards": 21, "loss": 2.0, "reward": 1.0}
+    assert curve[-1] == {"update": 100, "forwards": 700, "loss": 100.0, "reward": 1.0}
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_of_many_methods_the_pairs_with_the_best_are_listed(tmp_path, more):
+    others = [f"other-{k}" for k in range(LISTED - 1 + more)]
+    comparison = compare(load_runs([*make_runs(tmp_path, others, 2), *make_runs(tmp_path, ["good"], 2, BETTER)]))
+    (pairs,) = [block for block in blocks(comparison) if block.title == "Pairs on ocr"]
+    sides = [{row[0].text, row[1].text} for row in pairs.rows]
+    assert len(sides) == (len(others) if more else len(others) * LISTED // 2)
+    assert all("good" in names for names in sides) == bool(more)
+
+
+def test_a_setting_that_all_stages_have_alike_is_named_once(tmp_path):
+    runs = load_runs([*make_runs(tmp_path, ["opd"], 1), *make_runs(tmp_path, ["opd"], 1, World(updates=90))])
+    assert all(len(run.record.stages) == 3 for run in runs)
+    assert [group.label for group in group_runs(runs)] == ["opd updates=50", "opd updates=90"]

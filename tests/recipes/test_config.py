@@ -1,0 +1,132 @@
+"""Recipes, overrides, digests: what is accepted, and the one clear line for what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from opdbench.errors import UserError
+from opdbench.recipes.config import Stage, load_recipe
+from opdbench.records.digest import digest
+from opdbench.registry import parse_tasks, recipe, recipes
+
+OPD = recipe("opd")
+
+
+def test_every_shipped_recipe_loads():
+    for path in recipes().values():
+        plan = load_recipe(path, ("ocr", "geneval"))
+        assert plan.description
+
+
+def test_a_stage_for_each_task_and_its_teachers():
+    plan = load_recipe(OPD, ("ocr", "geneval"))
+    assert [s.name for s in plan.stages] == ["start", "teacher-ocr", "teacher-geneval", "student"]
+    assert plan.stages[-1].teachers == (("ocr", "teacher-ocr"), ("geneval", "teacher-geneval"))
+    assert plan.stages[1].tasks == ("ocr",)
+    assert plan.stages[1].init == "start"
+
+
+def test_a_stage_may_start_from_several_and_be_taught_by_further_ones(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(
+        "[[stage]]\nname = 'a-{task}'\nmethod = 'nft'\n[[stage]]\nname = 'b'\nmethod = 'flow-opd'\n"
+        "init = 'a-{task}'\nteacher = 'a-{task}'\nteachers = { ocr = 'base', preference = 'a-ocr' }"
+    )
+    last = load_recipe(path, ("ocr", "geneval")).stages[-1]
+    assert last.starts == ("a-ocr", "a-geneval")
+    assert dict(last.teachers) == {"ocr": "base", "geneval": "a-geneval", "preference": "a-ocr"}
+    path.write_text("[[stage]]\nname = 'b'\nmethod = 'opd'\nteachers = 'base'")
+    with pytest.raises(UserError, match="teachers is 'base'; expected a table"):
+        load_recipe(path, ("ocr",))
+
+
+def test_overrides_reach_stages_and_tables():
+    plan = load_recipe(OPD, ("ocr",), ["student.updates=3", "teacher.sampler.steps=4", "base_sampler.guidance=2.0"])
+    assert plan.stages[-1].updates == 3
+    assert plan.stages[1].sampler.steps == 4
+    assert plan.base_sampler.guidance == 2.0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.update=3", "did you mean 'updates'"),
+        ("studnt.updates=3", "did you mean 'student'"),
+        ("student.updates='many'", "updates is 'many'; expected int"),
+        ("student.updates=0", "expected at least 1"),
+        ("updates=3", "expected stage.key=value"),
+        ("student", "expected stage.key=value"),
+        ("student.sampler.step=3", "did you mean 'steps'"),
+    ],
+)
+def test_bad_overrides_are_one_clear_line(override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(OPD, ("ocr",), [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_are_suggested():
+    with pytest.raises(UserError, match="did you mean 'geneval'"):
+        parse_tasks("ocr,genval")
+    with pytest.raises(UserError, match="did you mean 'opd'"):
+        recipe("opdd")
+    with pytest.raises(UserError, match="named twice"):
+        parse_tasks("ocr,ocr")
+    with pytest.raises(UserError, match="no task"):
+        parse_tasks(" , ")
+
+
+def test_digest_follows_every_setting():
+    one = digest(load_recipe(OPD, ("ocr",)))
+    assert one == digest(load_recipe(OPD, ("ocr",)))
+    assert one != digest(load_recipe(OPD, ("ocr",), ["student.lr=1e-5"]))
+    assert one != digest(load_recipe(OPD, ("geneval",)))
+
+
+def test_broken_recipe_files(tmp_path):
+    path = tmp_path / "x.toml"
+    for text, message in (
+        ("stage = 3", "expected \\[\\[stage\\]\\]"),
+        ("a = ", "cannot read recipe"),
+        ("stagee = []", "did you mean 'stage'"),
+        ("[[stage]]\nname = 'a'", "needs a name and a method"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_recipe(path, ("ocr",))
+    with pytest.raises(UserError, match="cannot read recipe"):
+        load_recipe(tmp_path / "absent.toml", ("ocr",))
+
+
+def test_defaults_are_part_of_what_a_digest_means():
+    # Digests leave defaults out: whoever changes one of these raises runner.FORMAT.
+    assert digest(Stage("a", "opd")) == digest(dataclasses.replace(Stage("a", "opd"), updates=100))
+    assert digest(Stage("a", "opd")) != digest(Stage("a", "opd", updates=101))
+    plain = {k: v for k, v in dataclasses.asdict(Stage("", "")).items() if isinstance(v, (bool, int, float)) and v}
+    assert plain == {
+        **{"updates": 100, "prompts": 8, "images": 1, "lr": 3e-4, "weight_decay": 1e-4, "clip": 1.0, "ema": 0.9},
+        **{"rank": 32, "alpha": 64},
+    }
+
+
+def test_stages_inherit_defaults_and_keep_their_own(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(
+        "[defaults]\nlr = 0.5\nrank = 4\nsampler = { steps = 3, guidance = 2.0 }\n"
+        "[[stage]]\nname = 'a'\nmethod = 'nft'\nrank = 2\n"
+        "[[stage]]\nname = 'b'\nmethod = 'nft'\nsampler = { steps = 5 }"
+    )
+    first, second = load_recipe(path, ("ocr",), ["a.sampler.steps=7"]).stages
+    assert (first.lr, first.rank, first.sampler.steps, first.sampler.guidance) == (0.5, 2, 7, 2.0)
+    assert (second.lr, second.rank, second.sampler.steps, second.sampler.guidance) == (0.5, 4, 5, 1.0)
+    assert first.eval_sampler == first.sampler
+    for text, message in (
+        ("[defaults]\nrnk = 4", "unknown key of defaults 'rnk' .did you mean 'rank'"),
+        ("[defaults]\noptions = {}", "unknown key of defaults 'options'"),
+        ("defaults = 3", "defaults is 3; expected a table"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_recipe(path, ("ocr",))

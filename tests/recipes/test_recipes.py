@@ -1,0 +1,281 @@
+"""The shipped recipes: any tasks, shared stages, equal cost, and what several rewards become."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from opdbench.baselines.gdpo import GDPO
+from opdbench.baselines.policy_gradient import advantages
+from opdbench.core import Meter, Prompt, Sampler, Score
+from opdbench.errors import UserError
+from opdbench.methods.base import Actors, Rollout
+from opdbench.recipes.config import Recipe, RunConfig, Stage, load_recipe
+from opdbench.registry import evaluator, recipe, recipes
+from opdbench.runs.budget import forwards, level, plan, total
+from opdbench.runs.digests import roles, stage_digests
+from opdbench.runs.trainer import Trainer, shares
+
+TASKS = ("ocr", "geneval", "preference")
+ORDERS = [order for n in (1, 2, 3) for order in itertools.permutations(TASKS, n)]
+EQUAL = ["opd-sde", "opd-ppo", "flow-opd", "flow-opd-sft", "sft", "cascade-rl", "multi-rl-nft", "multi-rl-guard",
+         "multi-rl-sum", "multi-rl-gdpo", "gradient"]  # fmt: skip
+
+
+@pytest.mark.parametrize("tasks", ORDERS, ids="-".join)
+def test_every_recipe_takes_any_tasks_and_trains_shared_stages_once(tasks):
+    opd = plan(recipe("opd"), tasks)
+    own = stage_digests(RunConfig(opd, tasks, "tiny", 0), "w")
+    for name, path in recipes().items():
+        one = plan(path, tasks)
+        found = stage_digests(RunConfig(one, tasks, "tiny", 0), "w")
+        shared = {"start", *(f"teacher-{task}" for task in tasks)} & set(found)
+        assert {stage: found[stage] for stage in shared} == {stage: own[stage] for stage in shared}
+        assert bool(shared) == (name != "base")
+        assert len(set(found.values())) == len(one.stages)
+
+
+@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.parametrize("tasks", [("ocr", "geneval"), TASKS], ids=len)
+def test_recipes_of_one_budget_cost_the_same(name, tasks):
+    opd, other = plan(recipe("opd"), tasks), plan(recipe(name), tasks)
+    assert total(other.stages, other) == pytest.approx(total(opd.stages, opd), rel=0.02)
+    assert total(other.stages, other) > 0
+
+
+def test_every_recipe_has_that_budget_or_trains_nothing_of_its_own():
+    for name, path in recipes().items():
+        assert (load_recipe(path, TASKS).budget == "opd") == (name in EQUAL)
+    assert set(recipes()) - set(EQUAL) >= {"base", "teachers", "opd", "merge"}
+
+
+@pytest.fixture
+def blank():
+    """Judges any picture of any prompt, for a reward that depends on its row."""
+
+    class Judge:
+        def __init__(self, task):
+            self.task = task
+
+        def prompts(self, split):
+            return [Prompt(f"{self.task}/{k}", f"{k} stars", self.task) for k in range(5)]
+
+        def check(self, prompt):
+            pass
+
+        def score(self, images, prompts):
+            return [Score(float(k), float(k)) for k in range(len(images))]
+
+    return {task: Judge(task) for task in TASKS}
+
+
+@pytest.mark.parametrize("name", ["opd", *EQUAL])
+def test_the_predicted_cost_is_what_the_meter_counts(name, model, blank, tmp_path):
+    """Two updates with prompts that do not split over the tasks, by the real trainer."""
+    whole = plan(recipe(name), TASKS)
+    for stage in whole.stages if name == "opd" else whole.stages[-1:]:
+        small = replace(
+            stage, updates=2, prompts=4, images=min(stage.images, 2), rank=2, alpha=2, targets=("to_q",),
+            sampler=replace(stage.sampler, steps=4),
+        )  # fmt: skip
+        teachers = {task: model.frozen(None, whole.guidance(small, source)) for task, source in small.teachers}
+        folder = tmp_path / stage.name
+        folder.mkdir()
+        trainer = Trainer(small, 0, model, blank, teachers, folder)
+        trainer.run(lambda line: None)
+        expected = forwards(small, whole)
+        assert (trainer.state.meter.forwards, trainer.state.meter.images) == (expected.forwards, expected.images)
+
+
+def test_the_predicted_cost_adds_up_over_updates():
+    """Tasks whose teachers differ in cost take turns, one prompt an update, so every update costs another sum."""
+    recipe = Recipe("r", "", Sampler(guidance=4.0), (Stage("cheap", "opd"),))
+    teachers = (("a", "cheap"), ("b", "base"), ("c", "cheap"))
+
+    def cost(updates):
+        return forwards(Stage("s", "opd", ("a", "b", "c"), updates, 1, 1, teachers, options={}), recipe).forwards[
+            "teacher"
+        ]
+
+    single = [10, 20, 10]  # ten steps, and guidance doubles the second
+    assert [cost(n) for n in range(1, 8)] == [sum((single * 3)[:n]) for n in range(1, 8)]
+
+
+def test_updates_set_by_hand_are_not_levelled_and_impossible_budgets_are_refused():
+    assert plan(recipe("multi-rl-nft"), TASKS, ["student.updates=7"]).stages[-1].updates == 7
+    assert plan(recipe("multi-rl-nft"), TASKS, ["student.prompts=7"]).stages[-1].updates > 200
+    base, opd = plan(recipe("base"), TASKS), plan(recipe("opd"), TASKS)
+    with pytest.raises(UserError, match="'opd' cannot cost what 'base' does"):
+        level(opd, base)
+
+
+@pytest.mark.parametrize(("prompts", "tasks"), [(8, "ab"), (7, "abc"), (2, "abc"), (1, "ab")])
+def test_tasks_take_turns(prompts, tasks):
+    """Counts add up in each update, follow on from one to the next, and differ by at most one for ever."""
+    stage, had = Stage("s", "opd", tuple(tasks), prompts=prompts), dict.fromkeys(tasks, 0)
+    for update in range(12):
+        now = shares(stage, update)
+        assert sum(count for _, _, count in now) == prompts
+        assert {task: first for task, first, _ in now} == had
+        had = {task: first + count for task, first, count in now}
+        assert max(had.values()) - min(had.values()) <= 1
+
+
+def test_roles_of_policies():
+    def of(name):
+        return roles(plan(recipe(name), ("ocr", "geneval")))
+
+    teachers = {"teacher-ocr": "teacher", "teacher-geneval": "teacher"}
+    assert of("base") == {}
+    assert of("teachers") == teachers
+    assert of("opd") == of("merge") == of("flow-opd") == teachers | {"student": "student"}
+    assert of("cascade-rl") == {"rl-geneval": "student"}
+
+
+def test_a_cascade_follows_the_order_of_the_tasks():
+    for tasks in (("ocr", "geneval"), ("geneval", "ocr")):
+        stages = plan(recipe("cascade-rl"), tasks).stages
+        assert [s.init for s in stages] == ["", "start", f"rl-{tasks[0]}"]
+
+
+class _Pictures:
+    """A student whose walk is one step, and pictures that are the numbers of their rows."""
+
+    latent_shape, device = (1, 1, 1), torch.device("cpu")
+
+    def decode(self, latents):
+        return list(range(len(latents)))
+
+
+class _Pays:
+    def __init__(self, factor, refuses=(), lost=()):
+        self.factor, self.refuses, self.lost = factor, refuses, lost
+
+    def check(self, prompt):
+        if prompt.task in self.refuses:
+            raise UserError("not mine")
+
+    def score(self, images, prompts):
+        assert not {p.task for p in prompts} & set(self.refuses)
+        values = [None if k in self.lost else self.factor * k for k in images]
+        return [Score(value, value) for value in values]
+
+
+def rollout(world, weights, evaluators):
+    batch = world.batch("k", prompts=2, images=2)
+    actors = world.actors(world.Flow([[0.0, 0.0]] * 2), Sampler(steps=5))
+    actors.model, actors.evaluators, actors.weights, actors.meter = _Pictures(), evaluators, weights, Meter()
+    return actors.rollout(batch), actors
+
+
+def test_rewards_are_added_where_they_are_defined(world):
+    judges = {"left": _Pays(1.0), "right": _Pays(10.0, refuses=("left",))}
+    own, actors = rollout(world, {}, judges)
+    assert own.rewards.tolist() == [0.0, 1.0, 20.0, 30.0]
+    assert actors.meter.images == 4
+    assert actors.rewards == {"reward": 12.75, "reward/left": 0.5, "reward/right": 25.0}
+    both, actors = rollout(world, {"left": 2.0, "right": 0.5}, judges)
+    assert both.rewards.tolist() == [0.0, 2.0, 4.0 + 10.0, 6.0 + 15.0]
+    assert both.parts["right"].isnan().tolist() == [True, True, False, False]
+    assert actors.meter.images == 6
+    assert actors.rewards == {"reward": (2 + 14 + 21) / 4, "reward/left": 1.5, "reward/right": 25.0}
+    lost, actors = rollout(world, {"left": 2.0, "right": 0.5}, judges | {"left": _Pays(1.0, lost=(3,))})
+    assert lost.rewards.isnan().tolist() == [False, False, False, True]
+    assert actors.rewards == {"reward": pytest.approx((2 + 14) / 3), "reward/left": 1.0, "reward/right": 25.0}
+    _, actors = rollout(world, {}, judges | {"left": _Pays(1.0, lost=(0, 1))})
+    assert actors.rewards == {"reward": 25.0, "reward/right": 25.0}  # a NaN in a log is not JSON
+
+
+@pytest.mark.parametrize("most", [1, 4, 5])
+def test_some_prompts_are_scored_while_the_next_are_walked(world, most):
+    """Parts of whole prompts, four pictures each; the rollout has the bits of the one that is not cut."""
+    walked, started = threading.Event(), []
+
+    class Watched(world.Flow):
+        at_once = most
+
+        def at(self, condition):
+            started.append(len(condition.pooled))
+            if len(started) == 2:
+                walked.set()
+            return super().at(condition)
+
+    class Waits:
+        def score(self, images, prompts):
+            assert walked.wait(20)
+            return [Score(value, value) for value in (image.sum().item() for image in images)]
+
+    def roll(student, judge):
+        actors = world.actors(student, Sampler("flow-sde", 5, 0.7))
+        actors.evaluators, actors.meter = dict.fromkeys(("left", "right"), judge), Meter()
+        return actors.rollout(world.batch("k", prompts=3, images=4)), actors.meter
+
+    cut, counted = roll(Watched([[0.3, 0.1]] * 2), Waits())
+    assert started == [4, 4, 4]
+    walked.set()
+    whole, expected = roll(world.Flow([[0.3, 0.1]] * 2), Waits())
+    assert counted == expected
+    assert torch.equal(cut.latents, whole.latents)
+    assert torch.equal(cut.rewards, whole.rewards)
+    assert len(cut.path) == len(whole.path) > 0
+    for one, other in zip(cut.path, whole.path, strict=True):
+        assert all(torch.equal(getattr(one, k), getattr(other, k)) for k in ("x", "velocity", "mean", "next_x"))
+
+
+def test_gdpo_gives_each_reward_the_same_say_whatever_its_scale(world):
+    generator = torch.Generator().manual_seed(0)
+    parts = {name: torch.randn(16, generator=generator) for name in ("a", "b")}
+
+    def merit(scale, weights):
+        scaled = {"a": parts["a"], "b": scale * parts["b"]}
+        actors = Actors(None, None, None, None, {}, {}, Sampler(), [], Meter(), weights=weights)
+        return GDPO().merit(Rollout(torch.zeros(16), sum(scaled.values()), (), scaled), world.batch("k", 2, 8), actors)
+
+    one = merit(1.0, {"a": 1.0, "b": 1.0})
+    torch.testing.assert_close(merit(1000.0, {"a": 1.0, "b": 1.0}), one)
+    expected = sum(advantages(part, 8, global_std=False) for part in parts.values())
+    torch.testing.assert_close(one, expected)
+    torch.testing.assert_close(merit(1.0, {"a": 3.0, "b": 0.0}), 3 * advantages(parts["a"], 8, global_std=False))
+
+
+def test_the_sum_asks_every_evaluator_that_can_judge():
+    """On the tiny world: all prompts are judged for preference, and its prompts by GenEval, too."""
+    from opdbench.core import judges
+
+    prompts = {task: evaluator(task).prompts("test")[0] for task in TASKS}
+    can = {task: {other for other in TASKS if judges(evaluator(task), prompts[other])} for task in TASKS}
+    assert can == {"ocr": {"ocr"}, "geneval": {"geneval", "preference"}, "preference": set(TASKS)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends = 'odp'", "unknown recipe 'odp' .did you mean 'opd'"),
+        ("extends = 'x'", "unknown recipe 'x'"),
+        ("extends = 'opd'\nkeep = ['strt']", "unknown stage of recipe 'opd' 'strt' .did you mean 'start'"),
+        ("extends = 'opd'\nbudget = 3", "budget is 3; expected str"),
+        ("extends = 'opd'\nbudget = 'odp'", "unknown budget of recipe 'x' 'odp'"),
+        ("extends = 'opd'\n[[stage]]\nname = 'student'\nrewards = { ocr = 1.0 }", "no weight of 'geneval'"),
+        ("extends = 'opd'\n[[stage]]\nname = 'student'\nrewards = 1", "expected a table of task and weight"),
+        ("[[stage]]\nname = 'a'\nmethod = 'nft'\n[[stage]]\nname = 'a'\nmethod = 'nft'", "two stages 'a'"),
+    ],
+)
+def test_bad_recipes_are_one_clear_line(text, message, tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        plan(path, ("ocr", "geneval"))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_method_has_none_of_the_options_that_it_replaces(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text("extends = 'opd'\n[[stage]]\nname = 'student'\nmethod = 'sft'\nlr = 0.5")
+    found: Recipe = plan(path, ("ocr",))
+    assert (found.stages[-1].options, found.stages[-1].lr, found.stages[-1].init) == ({}, 0.5, "start")
+    path.write_text("extends = 'opd'\n[[stage]]\nname = 'student'\nlr = 0.5")
+    assert plan(path, ("ocr",)).stages[-1].options == plan(recipe("opd"), ("ocr",)).stages[-1].options
