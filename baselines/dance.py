@@ -18,11 +18,11 @@ from torch import Tensor
 from opdbench.baselines.policy_gradient import advantages, clipped, replay, trained_steps
 from opdbench.diffusion.walk import Noise
 from opdbench.errors import UserError
-from opdbench.methods.base import Actors, Batch, Method
+from opdbench.methods.base import Actors, Batch, Loss
 
 
 @dataclass(frozen=True)
-class Dance(Method):
+class Dance(Loss):
     """The loss of DanceGRPO.
 
     Attributes:

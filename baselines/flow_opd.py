@@ -22,7 +22,7 @@ from torch import Tensor
 from opdbench.diffusion.flow import kl_weight, with_density
 from opdbench.diffusion.model import Policy
 from opdbench.errors import unknown
-from opdbench.methods.base import Actors, Batch, Method
+from opdbench.methods.base import Actors, Batch, Loss
 from opdbench.methods.estimators import analytic, gaps, surrogate
 from opdbench.methods.opd import visit
 
@@ -30,7 +30,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True)
-class FlowOPD(Method):
+class FlowOPD(Loss):
     """The loss of Flow-OPD.
 
     Attributes:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from opdbench.baselines.policy_gradient import Visit, clipped, replay, task_advantages, trained_steps
 from opdbench.diffusion.flow import kl_weight
-from opdbench.methods.base import Actors, Batch, Method
+from opdbench.methods.base import Actors, Batch, Loss
 
 
 @dataclass(frozen=True)
-class GRPO(Method):
+class GRPO(Loss):
     """The loss of Flow-GRPO.
 
     Attributes:

@@ -19,11 +19,11 @@ from torch import Tensor
 from opdbench.baselines.policy_gradient import clipped, replay, task_advantages, trained_steps
 from opdbench.diffusion.flow import euler
 from opdbench.errors import UserError
-from opdbench.methods.base import Actors, Batch, Method
+from opdbench.methods.base import Actors, Batch, Loss
 
 
 @dataclass(frozen=True)
-class MixGRPO(Method):
+class MixGRPO(Loss):
     """Flow-GRPO's loss in a window.
 
     Attributes:

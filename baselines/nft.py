@@ -23,11 +23,11 @@ from torch import Tensor
 
 from opdbench.baselines.policy_gradient import task_advantages
 from opdbench.diffusion.walk import Noise
-from opdbench.methods.base import Actors, Batch, Method, Rollout, consecutive
+from opdbench.methods.base import Actors, Batch, Loss, Rollout, consecutive
 
 
 @dataclass(frozen=True)
-class NFT(Method):
+class NFT(Loss):
     """The loss of DiffusionNFT.
 
     Attributes:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from opdbench.diffusion.walk import Noise, sample
-from opdbench.methods.base import Actors, Batch, Method
+from opdbench.methods.base import Actors, Batch, Loss
 from opdbench.methods.opd import teach
 
 
 @dataclass(frozen=True)
-class SFT(Method):
+class SFT(Loss):
     """Flow matching on teacher pictures.
 
     Attributes:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Split = Literal["train", "test"]
-DETERMINISTIC = ("ode", "dpm1", "dpm2m")
-SAMPLERS = (*DETERMINISTIC, "flow-sde", "dance-sde", "cps", "ddim")
+DETERMINISTIC = ("ode", "dpm2m")
+SAMPLERS = (*DETERMINISTIC, "flow-sde", "dance-sde", "cps")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Sampler:
     Attributes:
         name: one of `SAMPLERS`.
         steps: number of denoising steps.
-        noise_level: a of flow-sde and cps, eta of dance-sde and ddim; 0 is Euler, and cps and ddim take at most 1.
+        noise_level: a of flow-sde and cps, eta of dance-sde; 0 is Euler, and cps takes at most 1.
         guidance: classifier-free guidance scale; 1 is a single conditional pass.
     """
 
@@ -60,7 +60,7 @@ class Sampler:
             raise UserError(f"noise_level {self.noise_level} and guidance {self.guidance} must not be negative")
         if self.noise_level > 0 and self.name in DETERMINISTIC:
             raise UserError(f"noise_level is {self.noise_level}; sampler {self.name!r} takes 0 alone")
-        if self.noise_level > 1 and self.name in ("cps", "ddim"):
+        if self.noise_level > 1 and self.name == "cps":
             raise UserError(f"noise_level is {self.noise_level}; sampler {self.name!r} takes 0 to 1")
 
 

@@ -15,6 +15,9 @@ from typing import Any
 from opdbench.core import Evaluator
 from opdbench.errors import UserError, unknown
 
+KINDS = {"losses": "loss", "evaluators": "evaluator", "judges": "judge"}
+"""What an entry-point group `opdbench.<group>` holds, for messages."""
+
 
 def names(group: str) -> list[str]:
     """Names registered under `opdbench.<group>`."""
@@ -25,8 +28,18 @@ def load(group: str, name: str) -> Any:
     """The class registered as `name`."""
     for point in entry_points(group=f"opdbench.{group}"):
         if point.name == name:
-            return point.load()
-    raise unknown(group.removesuffix("s"), name, names(group))
+            try:
+                return point.load()
+            except (ImportError, AttributeError) as error:
+                if point.dist is None or point.dist.name == "opdbench":
+                    raise
+                raise UserError(f"cannot load {KINDS[group]} {name!r} from {point.value!r}: {error}") from error
+    if group == "losses" and name in names("methods"):
+        raise UserError(
+            f"plug-in {name!r} is registered as a method, now called a loss: "
+            'rename its entry-point group "opdbench.methods" to "opdbench.losses" and install it again'
+        )
+    raise unknown(KINDS[group], name, names(group))
 
 
 def evaluator(name: str, source: str | None = None) -> Evaluator:

@@ -70,7 +70,7 @@ def make_run(out: Path, method: str = "opd", seed: int = 0, world: World | None 
     ]
     policies = tuple(_policy(folder, world, rng, *name) for name in names)
     results = tuple(
-        StageResult(s.name, s.method, digest([s, seed]), s.tasks, False, _meter(s.updates * 100, 10.0)) for s in stages
+        StageResult(s.name, s.loss, digest([s, seed]), s.tasks, False, _meter(s.updates * 100, 10.0)) for s in stages
     )
     record = RunRecord(
         digest=digest(config),
@@ -136,7 +136,7 @@ def illustrate(folder: Path, text: str = "a red ring", updates: int = 6) -> Path
         place = folder / "stages" / stage.digest
         lines = [
             {"update": k, "loss": 1 / k + record.seed, "grad_norm": 1.0, "forwards": 100 * k, "seconds": float(k)}
-            | ({"reward": k / 10 + record.seed} if stage.method == "nft" else {})
+            | ({"reward": k / 10 + record.seed} if stage.loss == "nft" else {})
             for k in range(1, updates + 1)
         ]
         write_text(place / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

@@ -16,7 +16,7 @@ from opdbench.records.run import Run
 from opdbench.records.variance import VarianceRecord
 from opdbench.stats import over_seeds
 
-METHOD = "opd-gradient"
+LOSS = "opd-gradient"
 MARKS = (0.25, 0.5, 1.0)
 """Shares of the budget at which the KL is read."""
 
@@ -52,7 +52,7 @@ def read_curves(runs: Sequence[Run]) -> list[Curve]:
     found = []
     for run in runs:
         stages = run.record.config["recipe"]["stages"]
-        if not stages or stages[-1]["method"] != METHOD or run.result is None:
+        if not stages or stages[-1]["loss"] != LOSS or run.result is None:
             continue
         lines = _log(run)
         scores = {c.task: c.estimate.value for c in run.result.cells if c.trained and c.estimate.value is not None}

@@ -40,7 +40,7 @@ def costs(record: RunRecord) -> list[dict[str, Any]]:
     found = [
         {
             "stage": s.name,
-            "method": s.method,
+            "loss": s.loss,
             "reused": s.reused,
             "forwards": s.meter.total(),
             **{f"forwards_{role}": n for role, n in sorted(s.meter.forwards.items())},

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from opdbench.commands.options import FormatOption, OutOption, RunsArgument, find_runs
+from opdbench.commands.options import FormatOption, NamedRuns, RunsOption, find_runs
 from opdbench.errors import unknown
 
 
 def check(
-    runs: RunsArgument = None,
-    out: OutOption = Path("runs"),
+    named: NamedRuns = None,
+    runs: RunsOption = Path("runs"),
     only: Annotated[list[str] | None, typer.Option(help="a layer; may be repeated; all if none")] = None,
     references: Annotated[Path | None, typer.Option(help="reference values; the package's own if absent")] = None,
     record: Annotated[bool, typer.Option("--record", help="make the reference values from the runs")] = False,
@@ -31,11 +31,11 @@ def check(
     for layer in only or ():
         if layer not in checks.LAYERS:
             raise unknown("layer", layer, checks.LAYERS)
-    found, path = load_runs(find_runs(runs, out)), references or default_path()
+    found, path = load_runs(find_runs(named, runs)), references or default_path()
     if record:
         made = checks.record(found, path, environment())
         print(f"{path}: {sum(len(group.cells) for group in made.groups)} cells, {len(made.figures)} figures")
         return
-    findings = checks.check(found, path, only or checks.LAYERS, environment(), load_studies(out))
+    findings = checks.check(found, path, only or checks.LAYERS, environment(), load_studies(runs))
     print_findings(findings, format_)
     raise typer.Exit(exit_code(findings))

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from opdbench.commands.options import OutOption, RunsArgument, finished
+from opdbench.commands.options import NamedRuns, RunsOption, finished
 
 CompareFormat = Literal["table", "md", "csv", "tex", "html", "json"]
 
 
 def compare(
-    runs: RunsArgument = None,
-    out: OutOption = Path("runs"),
+    named: NamedRuns = None,
+    runs: RunsOption = Path("runs"),
     against: Annotated[str | None, typer.Option(help="a published table to show beside, e.g. flow-grpo")] = None,
     format_: Annotated[CompareFormat, typer.Option("--format", help="for a terminal, a text or a program")] = "table",
 ) -> None:
@@ -22,12 +22,12 @@ def compare(
     from opdbench.commands.terminal import print_comparison
     from opdbench.leaderboards.numbers.runs import load_runs
 
-    print_comparison(load_runs(finished(runs, out)), against, format_)
+    print_comparison(load_runs(finished(named, runs)), against, format_)
 
 
 def report(
-    runs: RunsArgument = None,
-    out: OutOption = Path("runs"),
+    named: NamedRuns = None,
+    runs: RunsOption = Path("runs"),
     to: Annotated[Path, typer.Option(help="where the page goes")] = Path("report.html"),
     variance: Annotated[Path | None, typer.Option(help="variance record, or its folder, for its figures")] = None,
 ) -> None:
@@ -35,5 +35,5 @@ def report(
     from opdbench.leaderboards.numbers.runs import load_runs
     from opdbench.leaderboards.page.report import write_report
 
-    write_report(load_runs(finished(runs, out)), to, variance)
+    write_report(load_runs(finished(named, runs)), to, variance)
     print(to)

@@ -11,13 +11,13 @@ from opdbench.errors import UserError
 
 
 def list_(format_: FormatOption = "table") -> None:
-    """Recipes, methods and tasks that are installed."""
+    """Methods, losses, tasks and judges that are installed."""
     from opdbench import registry
     from opdbench.commands.terminal import print_json
 
     found = {
-        "recipes": sorted(registry.recipes()),
-        "methods": registry.names("methods"),
+        "methods": sorted(registry.recipes()),
+        "losses": registry.names("losses"),
         "tasks": registry.names("evaluators"),
         "judges": registry.names("judges"),
     }

@@ -37,7 +37,7 @@ OFFICIAL = 3
 """Pictures that the official code's loop has on a GPU at once."""
 
 
-def two_pass(batch: Batch, actors: Actors, method: OPD) -> Iterator[Tensor]:
+def two_pass(batch: Batch, actors: Actors, loss: OPD) -> Iterator[Tensor]:
     """The official code's structure: states, then the teachers' means at each, then one loss a step."""
     student = actors.student.at(batch.condition)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def two_pass(batch: Batch, actors: Actors, method: OPD) -> Iterator[Tensor]:
         means = [s.mean(x, teach(x, s.t, batch, actors)) for s, x in states]
     for (step, x), mean in zip(states, means, strict=True):
         gap = step.mean(x, student(x, step.t)) - mean
-        weight = method.scale * kl_weight(actors.sampler, step, method.weighting) / step.c_v**2
+        weight = loss.scale * kl_weight(actors.sampler, step, loss.weighting) / step.c_v**2
         yield weight / len(actors.steps) * gap.square().mean()
 
 
@@ -148,7 +148,7 @@ def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repea
     teachers = {task: model.frozen(frozen, stage.sampler.guidance) for task in stage.tasks}
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(stage, 0, model, evaluators, teachers, Path(folder))
-    actors, method, walker = trainer.actors, OPD(**stage.options), teachers[stage.tasks[0]]
+    actors, loss, walker = trainer.actors, OPD(**stage.options), teachers[stage.tasks[0]]
     plain = unmerged(replace(actors, student=model.student(frozen.lora, stage.sampler.guidance, 0)), frozen.lora)
     images = model.decode(_rollout(trainer.batch(0), walker, actors))
     rows = {task: found.tolist() for task, found in trainer.batch(0).rows_by_task().items()}
@@ -156,9 +156,9 @@ def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repea
     single, most = replace(actors, threads=False), stage.at_once
     theirs = most and OFFICIAL
     jobs: dict[str, Callable[[], object]] = {
-        "fused": lambda: learn(trainer.batch(0), most, lambda part: method.losses(part, single)),
-        "two_pass": lambda: learn(trainer.batch(0), most, lambda part: two_pass(part, actors, method)),
-        "default": lambda: learn(trainer.batch(0), theirs, lambda part: two_pass(part, plain, method)),
+        "fused": lambda: learn(trainer.batch(0), most, lambda part: loss.losses(part, single)),
+        "two_pass": lambda: learn(trainer.batch(0), most, lambda part: two_pass(part, actors, loss)),
+        "default": lambda: learn(trainer.batch(0), theirs, lambda part: two_pass(part, plain, loss)),
         "update": lambda: trainer.update(0),
         "rollout": lambda: _rollout(trainer.batch(0), walker, actors),
         "pictures": lambda: model.decode(_rollout(trainer.batch(0), walker, actors)),

@@ -115,7 +115,7 @@ def _text(text: str, strong: bool = False) -> Text:
 def _costs(record: RunRecord) -> None:
     out = Table("stage", "forwards", "images", "seconds", "peak MiB", title=f"cost, seed {record.seed}")
     for row in rows_of.costs(record):
-        state = RELEASED if row.get("method") == RELEASED else "reused"
+        state = RELEASED if row.get("loss") == RELEASED else "reused"
         name = row["stage"] + (f" ({state})" if row["reused"] else "")
         out.add_row(
             _text(name), f"{row['forwards']:,}", f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['peak_mib']}"

@@ -63,20 +63,20 @@ def _diffused(t: float, t_next: float, sigma: float) -> tuple[float, float, floa
 
 
 def _renoised(t: float, t_next: float, std: float) -> tuple[float, float, float]:
-    """Predict data and noise, then re-noise to t' with `std` of it fresh (CPS, DDIM)."""
+    """Predict data and noise, then re-noise to t' with `std` of it fresh (CPS)."""
     kept = math.sqrt(max(t_next * t_next - std * std, 0.0))
     return (1 - t_next) + kept, -(1 - t_next) * t + kept * (1 - t), std
 
 
-def _solved(t_last: float, t: float, t_next: float, order: int) -> tuple[float, float, float, float]:
-    """DPM-Solver++ 1 and 2M (arXiv 2211.01095, alg. 2) with log-SNR steps h, h_last.
+def _solved(t_last: float, t: float, t_next: float) -> tuple[float, float, float, float]:
+    """DPM-Solver++ 2M (arXiv 2211.01095, alg. 2) with log-SNR steps h, h_last.
 
     x' = (t'/t) x + g [x0 + h / (2 h_last) (x0 - x0_last)],  g = (1 - t') (1 - e^-h),  x0 = x - t v.
     First order where a log-SNR step is infinite: the step from t = 1, the one after it, and the last.
     """
     gain = (1 - t_next) - t_next * (1 - t) / t
     beyond = 0.0
-    if order == 2 and t_last < 1 and t_next > 0:
+    if t_last < 1 and t_next > 0:
         before, now, after = (math.log((1 - s) / s) for s in (t_last, t, t_next))
         beyond = (after - now) / (2 * (now - before))
     own = gain * (1 + beyond)
@@ -86,8 +86,8 @@ def _solved(t_last: float, t: float, t_next: float, order: int) -> tuple[float, 
 def _coefficients(sampler: Sampler, sigmas: Sequence[float], k: int) -> tuple[float, ...]:
     """Mean's c_x and c_v, std, and c_last where there is one, of step `k`."""
     a, t, t_next = sampler.noise_level, sigmas[k], sigmas[k + 1]
-    if sampler.name in ("dpm1", "dpm2m"):
-        return _solved(sigmas[k - 1] if k else 1.0, t, t_next, 2 if sampler.name == "dpm2m" else 1)
+    if sampler.name == "dpm2m":
+        return _solved(sigmas[k - 1] if k else 1.0, t, t_next)
     if a == 0:
         return 1.0, t_next - t, 0.0
     if sampler.name == "flow-sde":
@@ -96,10 +96,7 @@ def _coefficients(sampler: Sampler, sigmas: Sequence[float], k: int) -> tuple[fl
         return _diffused(t, t_next, a * math.sqrt(t / left))
     if sampler.name == "dance-sde":
         return _diffused(t, t_next, a)
-    if sampler.name == "cps":
-        return _renoised(t, t_next, t_next * math.sin(a * math.pi / 2))
-    overlap = (t_next * (1 - t)) ** 2 / max((t * (1 - t_next)) ** 2, 1e-30)
-    return _renoised(t, t_next, a * t_next * math.sqrt(max(0.0, 1 - overlap)))
+    return _renoised(t, t_next, t_next * math.sin(a * math.pi / 2))
 
 
 def transitions(sampler: Sampler, sigmas: Sequence[float]) -> list[Transition]:
@@ -133,7 +130,7 @@ def kl_weight(sampler: Sampler, step: Transition, weighting: Weighting) -> float
     if step.std == 0:
         if sampler.noise_level == 0:
             raise UserError(f"weighting {weighting!r} needs a sampler with noise; use 'ode', or noise_level > 0")
-        return step.c_v**2 / 2  # ddim's and cps's last step is deterministic
+        return step.c_v**2 / 2  # the last step of cps is deterministic
     std = step.std
     if weighting == "official" and sampler.name == "flow-sde":
         std /= math.sqrt(step.t - step.t_next)

@@ -1,6 +1,6 @@
-"""What a method sees: a batch of prompts, and the policies that act on it.
+"""What a loss sees: a batch of prompts, and the policies that act on it.
 
-A method is a frozen dataclass (its fields are its options) with `losses`, a generator of losses that
+A loss is a frozen dataclass (its fields are its options) with `losses`, a generator of losses that
 the trainer back-propagates one at a time. So there is one training loop, and a loss can be a step of
 a walk in progress.
 """
@@ -119,10 +119,10 @@ class Actors:
     Attributes:
         student: the trainable policy.
         base: the untouched model at the student's guidance.
-        old: the lagging copy that rolls out, for methods that need one.
+        old: the lagging copy that rolls out, for losses that need one.
         teachers: a frozen policy a task.
         rewards: means of the last rollout, over all processes: `reward`, and `reward/<task>` where there are several.
-        descend: step the optimizer on the losses so far, for methods that take several steps on one
+        descend: step the optimizer on the losses so far, for losses that take several steps on one
             rollout; after the last loss the trainer steps by itself.
         gather: what every process has; each sees its share of a batch only.
         threads: whether the walk, the teachers and the backward of an update go on at once.
@@ -205,10 +205,10 @@ class Actors:
             yield task, torch.tensor(rows, dtype=torch.long), torch.tensor(values)
 
 
-class Method(Protocol):
-    """A loss. Stateless: what lasts between updates lives in the trainer.
+class Loss(Protocol):
+    """What a stage trains with. Stateless: what lasts between updates lives in the trainer.
 
-    A method that derives from this states only what differs from the defaults.
+    A loss that derives from this states only what differs from the defaults.
 
     Attributes:
         inner: optimizer steps an update; with one alone the next loss may be made while one is back-propagated.

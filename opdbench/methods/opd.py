@@ -21,13 +21,13 @@ from torch import Tensor
 from opdbench.diffusion.flow import WEIGHTINGS, Weighting, kl_weight
 from opdbench.diffusion.walk import Step, walk
 from opdbench.errors import UserError
-from opdbench.methods.base import Actors, Batch, Method
+from opdbench.methods.base import Actors, Batch, Loss
 from opdbench.methods.estimators import analytic
 from opdbench.parallel.threads import ahead
 
 
 @dataclass(frozen=True)
-class OPD(Method):
+class OPD(Loss):
     """The distillation loss.
 
     Attributes:

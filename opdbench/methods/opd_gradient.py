@@ -16,13 +16,13 @@ from torch import Tensor
 
 from opdbench.diffusion.flow import with_density
 from opdbench.errors import unknown
-from opdbench.methods.base import Actors, Batch, Method
+from opdbench.methods.base import Actors, Batch, Loss
 from opdbench.methods.estimators import ESTIMATORS, Visit, cotangents
 from opdbench.methods.opd import visit
 
 
 @dataclass(frozen=True)
-class OPDGradient(Method):
+class OPDGradient(Loss):
     """Distillation by a named estimator.
 
     Attributes:

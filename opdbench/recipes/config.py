@@ -15,16 +15,16 @@ from opdbench.recipes.presets import EACH
 
 BEFORE = "{before}"
 RELEASED = "released"
-"""Method of a stage that is not trained: its adapter was given (`released.py`)."""
+"""Loss of a stage that is not trained: its adapter was given (`released.py`)."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The unit of caching and resuming: one policy trained by one method.
+    """The unit of caching and resuming: one policy trained with one loss.
 
     Attributes:
         name: unique within the recipe; `{task}` in a recipe makes one stage a task.
-        method: entry point of the loss.
+        loss: name of the loss (`opdbench list`).
         tasks: prompts and rewards that it trains on.
         updates: optimizer steps.
         prompts: prompts an update; the tasks take turns.
@@ -43,13 +43,13 @@ class Stage:
         rank, alpha, targets: shape of the adapter.
         checkpointing: whether the student keeps its blocks' inputs alone for the backward, and walks them again there.
         at_once: most pictures that go through a denoiser together, 0 for all of an update's, so that memory does not
-            grow with the batch. What a method asks for of more pictures is walked again in the backward, part by part.
+            grow with the batch. What a loss asks for of more pictures is walked again in the backward, part by part.
         compiled: whether student and teachers go through `torch.compile`: a start of minutes, then faster updates.
-        options: fields of the method.
+        options: fields of the loss.
     """
 
     name: str
-    method: str
+    loss: str
     tasks: tuple[str, ...] = ()
     updates: int = 100
     prompts: int = 8
@@ -134,7 +134,7 @@ def load_recipe(
         recipes: files of the recipes that `extends` may name besides those in the source's folder.
         preset: a file that is laid over the recipe (`presets.py`).
     """
-    inherited = {f.name for f in dataclasses.fields(Stage)} - {"name", "method", "options"} | {"teacher"}
+    inherited = {f.name for f in dataclasses.fields(Stage)} - {"name", "loss", "options"} | {"teacher"}
     raw, tables = read_recipe(source, recipes or {}, inherited, overrides, preset)
     stages: list[Stage] = []
     for table in tables:
@@ -203,6 +203,6 @@ def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
     return kind(**values)
 
 
-def method_options(kind: type, options: Mapping[str, Any], where: str) -> Any:
-    """A method with its options, unknown ones refused."""
+def loss_options(kind: type, options: Mapping[str, Any], where: str) -> Any:
+    """A loss with its options, unknown ones refused."""
     return _build(kind, options, f"{where}.options")

@@ -1,9 +1,9 @@
 """Recipe files: TOML to tables of keys, with what they inherit and what `--set` changes.
 
-A table `[defaults]` holds keys that every `[[stage]]` has unless it says otherwise; name, method and options are
+A table `[defaults]` holds keys that every `[[stage]]` has unless it says otherwise; name, loss and options are
 a stage's own. A recipe may say `extends = "other"`. It then has the other's keys, and its stages (those in `keep`
 alone, if given) before its own; a stage with the name of one of these changes the keys that it gives, and with
-another method it has none of the other's options.
+another loss it has none of the other's options.
 """
 
 from __future__ import annotations
@@ -79,16 +79,17 @@ def _read(source: Path, others: Mapping[str, Path], inherited: Collection[str]) 
     own = raw.pop("stage", [])
     if not isinstance(own, list) or not all(isinstance(t, dict) for t in own):
         raise UserError(f"recipe {str(source)!r}: expected [[stage]] tables")
+    refuse_old_words([raw.get("defaults", {}), *own], f"recipe {str(source)!r}")
     _check_defaults(raw.get("defaults", {}), inherited)
     raw, found = _extend(raw, {name: path for name, path in others.items() if path != source}, inherited)
     names = [table.get("name") for table in own]
     for name, table in zip(names, own, strict=True):
         before: Table = found.get(str(name)) or raw.get("defaults", {})
-        if table.get("method", before.get("method")) != before.get("method"):
+        if table.get("loss", before.get("loss")) != before.get("loss"):
             before = {key: value for key, value in before.items() if key != "options"}
         merged = copy.deepcopy(before) | table
-        if not isinstance(name, str) or not isinstance(merged.get("method"), str):
-            raise UserError(f"recipe {str(source)!r}: every stage needs a name and a method")
+        if not isinstance(name, str) or not isinstance(merged.get("loss"), str):
+            raise UserError(f"recipe {str(source)!r}: every stage needs a name and a loss")
         if names.count(name) > 1:
             raise UserError(f"recipe {str(source)!r} has two stages {name!r}; expected each name once")
         found[name] = merged
@@ -108,6 +109,13 @@ def _extend(raw: Table, others: Mapping[str, Path], inherited: Collection[str]) 
     kept = {name: table for name, table in stages.items() if name in raw.get("keep", stages)}
     defaults = parent.get("defaults", {}) | raw.get("defaults", {})
     return {**parent, **raw, "defaults": defaults}, kept
+
+
+def refuse_old_words(tables: Sequence[object], where: str) -> None:
+    """Raise `UserError` for a recipe of the first edition, where a stage's `loss` was its `method`."""
+    for table in tables:
+        if isinstance(table, Mapping) and "method" in table:
+            raise UserError(f"{where}: the key 'method' of a stage is now 'loss'; write loss = {table['method']!r}")
 
 
 def _check_defaults(table: object, known: Collection[str]) -> None:

@@ -1,7 +1,7 @@
 """Presets: what all recipes have otherwise on another model, in one TOML file that is laid over any of them.
 
 Keys of a preset: `resolution`, `judges` and `base_sampler` as in a recipe; `drop`, stages that are left out (what
-starts from one starts afresh); `defaults` for every stage; `method.NAME` for those of a method; `stage.NAME` for one
+starts from one starts afresh); `defaults` for every stage; `loss.NAME` for those with a loss; `stage.NAME` for one
 stage, and `stage.teacher-ocr` for one task of a stage `teacher-{task}`. Later kinds win. A table such as `sampler`
 is laid over the stage's own.
 """
@@ -16,7 +16,7 @@ from typing import Any
 from opdbench.errors import UserError, unknown
 
 Table = dict[str, Any]
-KEYS = ("resolution", "drop", "base_sampler", "judges", "defaults", "method", "stage")
+KEYS = ("resolution", "drop", "base_sampler", "judges", "defaults", "loss", "stage")
 TABLES = ("sampler", "eval_sampler", "rewards", "options")
 EACH = "each"
 """Key of a stage's table under which are those of single tasks."""
@@ -26,10 +26,12 @@ def lay_over(
     preset: Mapping[str, Any], raw: Table, stages: Mapping[str, Table], where: Path
 ) -> tuple[Table, list[Table]]:
     """A recipe's keys and its stages' tables with the preset over them; `where` is its file, for errors."""
+    if "method" in preset:
+        raise UserError(f"preset {where.name!r}: the tables [method.NAME] are now [loss.NAME]; rename them")
     for key in preset:
         if key not in KEYS:
             raise unknown(f"key of preset {where.name!r}", key, KEYS)
-    for key in ("base_sampler", "judges", "defaults", "method", "stage"):
+    for key in ("base_sampler", "judges", "defaults", "loss", "stage"):
         if not isinstance(preset.get(key, {}), dict):
             raise UserError(f"preset {where.name!r}: {key} is {preset[key]!r}; expected a table")
     drop, named = preset.get("drop", []), preset.get("stage", {})
@@ -49,14 +51,14 @@ def lay_over(
 
 
 def _changed(table: Table, preset: Mapping[str, Any], own: Mapping[str, Any], drop: list[str]) -> Table:
-    """A stage's table with the preset's defaults, its method's and its own changes."""
+    """A stage's table with the preset's defaults, its loss's and its own changes."""
     found = copy.deepcopy(table)
-    if own.get("method", found["method"]) != found["method"]:
+    if own.get("loss", found["loss"]) != found["loss"]:
         found.pop("options", None)
-    found["method"] = own.get("method", found["method"])
+    found["loss"] = own.get("loss", found["loss"])
     if found.get("init") in drop:
         del found["init"]
-    for change in (preset.get("defaults", {}), preset.get("method", {}).get(found["method"], {}), own):
+    for change in (preset.get("defaults", {}), preset.get("loss", {}).get(found["loss"], {}), own):
         for key, value in change.items():
             if key == "rewards" and key not in found:  # only a stage that weighs rewards has further weights
                 continue

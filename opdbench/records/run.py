@@ -14,7 +14,7 @@ from opdbench.files import read_json, write_json
 if TYPE_CHECKING:
     pass
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class StageResult:
     """
 
     name: str
-    method: str
+    loss: str
     digest: str
     tasks: tuple[str, ...]
     reused: bool
@@ -123,6 +123,9 @@ class RunRecord:
         raw = read_json(file)
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+            if found == 1:
+                command = f"python -m opdbench.runs.migrate {file.parent.parent}"
+                raise UserError(f"record {str(file)!r} has schema 1; expected {SCHEMA}; run `{command}`")
             raise UserError(f"record {str(file)!r} has schema {found!r}; expected {SCHEMA}")
         try:
             stages = tuple(

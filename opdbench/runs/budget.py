@@ -20,8 +20,8 @@ from opdbench.diffusion.flow import transitions
 from opdbench.diffusion.model import Condition, Policy
 from opdbench.diffusion.walk import Noise
 from opdbench.errors import UserError, unknown
-from opdbench.methods.base import Actors, Batch, Method
-from opdbench.recipes.config import RELEASED, Recipe, Stage, load_recipe, method_options
+from opdbench.methods.base import Actors, Batch, Loss
+from opdbench.recipes.config import RELEASED, Recipe, Stage, load_recipe, loss_options
 from opdbench.registry import load, recipes
 from opdbench.runs.trainer import shares
 
@@ -49,10 +49,10 @@ class _Blank(nn.Module):
 
 def forwards(stage: Stage, recipe: Recipe) -> Meter:
     """The meter of `stage` after all its updates: forwards by role and pictures scored; no seconds."""
-    if stage.method == RELEASED:
+    if stage.loss == RELEASED:
         return Meter()
-    method: Method = method_options(load("methods", stage.method), stage.options, stage.name)
-    period = [_count(stage, recipe, method, update) for update in range(min(len(stage.tasks), stage.updates))]
+    loss: Loss = loss_options(load("losses", stage.loss), stage.options, stage.name)
+    period = [_count(stage, recipe, loss, update) for update in range(min(len(stage.tasks), stage.updates))]
     rounds: Counter[str] = Counter()
     images = 0
     for k, meter in enumerate(period):
@@ -62,7 +62,7 @@ def forwards(stage: Stage, recipe: Recipe) -> Meter:
     return Meter(dict(rounds), images)
 
 
-def _count(stage: Stage, recipe: Recipe, method: Method, update: int) -> Meter:
+def _count(stage: Stage, recipe: Recipe, loss: Loss, update: int) -> Meter:
     """The meter of one update."""
     meter, blank = Meter(), _Blank()
     rows = [
@@ -85,7 +85,7 @@ def _count(stage: Stage, recipe: Recipe, method: Method, update: int) -> Meter:
         model=blank,  # type: ignore[arg-type]
         student=policy(own),
         base=policy(own),
-        old=policy(own) if method.needs_old else None,
+        old=policy(own) if loss.needs_old else None,
         teachers={task: policy(recipe.guidance(stage, name)) for task, name in stage.teachers},
         evaluators=dict.fromkeys(stage.tasks, blank),  # type: ignore[arg-type]
         sampler=stage.sampler,
@@ -94,7 +94,7 @@ def _count(stage: Stage, recipe: Recipe, method: Method, update: int) -> Meter:
         descend=lambda: None,
         weights=dict(stage.rewards),
     )
-    for _ in method.losses(Batch(rows, keys, stage.images, condition, Noise(keys, SHAPE), update), actors):
+    for _ in loss.losses(Batch(rows, keys, stage.images, condition, Noise(keys, SHAPE), update), actors):
         pass
     return meter
 

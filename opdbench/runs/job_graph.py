@@ -107,8 +107,8 @@ def _jobs(runner: Runner, spec: Spec) -> Iterator[Job]:
     for stage in recipe.stages:
         if stage.name not in missing:
             one = runner.digests[stage.name]
-            what = "released" if stage.method == RELEASED else "found finished"
-            counted = "unknown and not counted" if stage.method == RELEASED else "counted"
+            what = "released" if stage.loss == RELEASED else "found finished"
+            counted = "unknown and not counted" if stage.loss == RELEASED else "counted"
             runner.console.note(f"stage {stage.name}: {what} ({one}), its cost is {counted}")
             continue
         needs = frozenset(keys[name] for name in (*stage.starts, *(name for _, name in stage.teachers)))
@@ -162,8 +162,8 @@ def print_plan(runner: Runner) -> None:
     for stage in recipe.stages:
         one, cost = runner.digests[stage.name], forwards(stage, recipe).total()
         state = "finished" if runner.store.finished_stage(one) else "to train"
-        state = RELEASED if stage.method == RELEASED else state
-        about = f"{stage.name:20} {stage.method:10} {','.join(stage.tasks):24} {stage.updates:5} updates"
+        state = RELEASED if stage.loss == RELEASED else state
+        about = f"{stage.name:20} {stage.loss:10} {','.join(stage.tasks):24} {stage.updates:5} updates"
         print(f"{about} {cost:11,} forwards  {one}  {state}")
         whole += cost
     print(f"{whole:,} forwards in all; record: {runner.folder / 'record.json'}")

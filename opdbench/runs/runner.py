@@ -62,7 +62,7 @@ class Runner:
     def adopt(self, given: Mapping[str, tuple[str, Adapter]]) -> None:
         """Keep released adapters, by task with their place, as the stages that they stand for."""
         for stage in self.config.recipe.stages:
-            if stage.method == RELEASED and not self.store.finished_stage(self.digests[stage.name]):
+            if stage.loss == RELEASED and not self.store.finished_stage(self.digests[stage.name]):
                 place, adapter = given[stage.tasks[0]]
                 self._keep(stage, adapter, Meter(), place)
 
@@ -165,7 +165,7 @@ class Runner:
             done[stage.name] = (stage, adapter)
             one = self.digests[stage.name]
             curve = read_curve(self.store.finished_stage(one))
-            about = (stage.name, stage.method, one, stage.tasks, reused and one not in trained, meter)
+            about = (stage.name, stage.loss, one, stage.tasks, reused and one not in trained, meter)
             results.append(StageResult(*about, curve))
         return results, {name: adapter for name, (_, adapter) in done.items()}
 

@@ -1,4 +1,4 @@
-"""One training loop for all methods: batches, losses, optimizer, averages, checkpoints, meter."""
+"""One training loop for all losses: batches, losses, optimizer, averages, checkpoints, meter."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from opdbench.diffusion.walk import Noise
 from opdbench.environment import peak_mib
 from opdbench.errors import UserError
 from opdbench.files import write_bytes
-from opdbench.methods.base import Actors, Batch, Method
+from opdbench.methods.base import Actors, Batch, Loss
 from opdbench.parallel.processes import ALONE, Team
 from opdbench.parallel.threads import ahead
-from opdbench.recipes.config import Stage, method_options
+from opdbench.recipes.config import Stage, loss_options
 from opdbench.registry import load
 
 CHECKPOINT_EVERY = 5
@@ -93,11 +93,11 @@ class Trainer:
     ) -> None:
         """Build student, optimizer and actors; read the checkpoint if there is one."""
         self.stage, self.seed, self.model, self.folder, self.team = stage, seed, model, folder, team
-        self.method: Method = method_options(load("methods", stage.method), stage.options, stage.name)
+        self.loss: Loss = loss_options(load("losses", stage.loss), stage.options, stage.name)
         self.key = f"{seed}/{stage.name}"
         self.lora = Lora(stage.rank, stage.alpha, stage.targets or adapters.ATTENTION)
         self.pools = {task: evaluators[task].prompts("train") for task in stage.tasks}
-        if self.method.needs_teacher and not set(stage.tasks) <= set(teachers):
+        if self.loss.needs_teacher and not set(stage.tasks) <= set(teachers):
             raise UserError(f"stage {stage.name!r} has teachers for {sorted(teachers)}; expected {sorted(stage.tasks)}")
         if stage.prompts < team.size:
             raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts are too few for {team.size} processes")
@@ -113,12 +113,12 @@ class Trainer:
             self.parameters.values(), lr=stage.lr, weight_decay=stage.weight_decay, betas=(0.9, 0.999)
         )
         fresh = adapters.read(self.student.network)
-        self.state = State(0, Meter(), fresh, dict(fresh) if self.method.needs_old else {})
+        self.state = State(0, Meter(), fresh, dict(fresh) if self.loss.needs_old else {})
         self.lines: list[str] = []
         self.built_on = {f"teacher/{task}": policy.adapter for task, policy in teachers.items()}
         self.built_on |= {"start": start.digest()} if start else {}
         self._resume()
-        old = model.frozen(Adapter(self.state.old, self.lora), guidance) if self.method.needs_old else None
+        old = model.frozen(Adapter(self.state.old, self.lora), guidance) if self.loss.needs_old else None
         for policy in (self.student, old, *teachers.values()) if stage.compiled else ():
             # The base model is shared with whatever else goes on in this process.
             if policy is not None and policy.network is not model.base:
@@ -133,11 +133,11 @@ class Trainer:
             sampler=stage.sampler,
             steps=transitions(stage.sampler, model.sigmas(stage.sampler.steps)),
             meter=Meter(),
-            descend=self._descend if self.method.inner > 1 else self._refuse,
+            descend=self._descend if self.loss.inner > 1 else self._refuse,
             gather=team.gather,
             # A GPU is busy anyway, and would hold more graphs; `inner` steps move the weights between losses, and
             # policies on shared weights switch them.
-            threads=model.device.type == "cpu" and self.method.inner == 1 and not team.shards,
+            threads=model.device.type == "cpu" and self.loss.inner == 1 and not team.shards,
             weights=dict(stage.rewards),
         )
 
@@ -192,18 +192,18 @@ class Trainer:
         for meter in self.team.gather(self.actors.meter):
             self.state.meter.add(meter)
         line = {"update": update + 1, "loss": total.item(), "grad_norm": norm}
-        return line | self.actors.rewards if self.method.needs_reward else line
+        return line | self.actors.rewards if self.loss.needs_reward else line
 
     def _losses(self, batch: Batch) -> Iterator[Tensor]:
-        """The method's, of all pictures or of some prompts' after the others'."""
-        for rows in batch.whole_prompts(self.stage.at_once if self.method.separable else 0):
+        """The losses, of all pictures or of some prompts' after the others'."""
+        for rows in batch.whole_prompts(self.stage.at_once if self.loss.separable else 0):
             part = batch[rows]
             # Losses are means over pictures, and parts and processes may have unlike numbers of them.
             share = len(part) / (self.stage.prompts * self.stage.images)
-            yield from (share * loss for loss in self.method.losses(part, self.actors))
+            yield from (share * loss for loss in self.loss.losses(part, self.actors))
 
     def _refuse(self) -> None:
-        raise UserError(f"method {self.stage.method!r} takes a second optimizer step, but its `inner` is 1")
+        raise UserError(f"loss {self.stage.loss!r} takes a second optimizer step, but its `inner` is 1")
 
     def _descend(self) -> float:
         """One optimizer step on the gradient so far; returns the gradient's norm before clipping."""
@@ -223,7 +223,7 @@ class Trainer:
         now = adapters.read(self.student.network)
         _blend(self.state.average, now, min(self.stage.ema, (1 + update) / (10 + update)))
         if self.actors.old is not None:
-            _blend(self.state.old, now, self.method.old_decay(update))
+            _blend(self.state.old, now, self.loss.old_decay(update))
             self.model.move(self.actors.old, Adapter(self.state.old, self.lora))
 
     def _save(self) -> None:

@@ -33,7 +33,7 @@ def pull(world, actors, steps, weighting, goal):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_opd_has_its_weights_on_every_sampler(world, name):
-    noise = 0.0 if name in ("ode", "dpm1", "dpm2m") else 0.7
+    noise = 0.0 if name in ("ode", "dpm2m") else 0.7
     actors = setting(world, Sampler(name, 5, noise))
     found, _ = world.gradient(OPD("ode"), actors, world.batch("opd", images=1))
     torch.testing.assert_close(found, pull(world, actors, actors.steps, "ode", GOAL))

@@ -40,7 +40,7 @@ def test_the_readmes_method_is_installed_and_run(tmp_path, monkeypatch):
     subprocess.run([*pip, "--target", str(site), str(package)], check=True)
     monkeypatch.syspath_prepend(site)
     monkeypatch.chdir(tmp_path)
-    assert "velocity" in json.loads(opdbench("list", "--format", "json").stdout)["methods"]
+    assert "velocity" in json.loads(opdbench("list", "--format", "json").stdout)["losses"]
     plan = opdbench("run", "--config", "velocity.toml", "--dry-run")
     assert plan.returncode == 0, plan.stderr
     assert re.search("student +velocity", plan.stdout)

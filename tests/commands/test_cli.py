@@ -116,12 +116,12 @@ def test_kept_pictures_show_every_policy_and_real_failures(finished):
 
 
 def test_a_report_is_written_where_it_is_wanted(finished, tmp_path):
-    done = opdbench("report", "--out", finished[0], "--to", tmp_path / "page.html")
+    done = opdbench("report", "--runs", finished[0], "--to", tmp_path / "page.html")
     assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:image/webp") > 40
     assert "opdbench run --limit 3" in page
-    empty = opdbench("report", "--out", tmp_path)
+    empty = opdbench("report", "--runs", tmp_path)
     assert (empty.returncode, "no finished run" in empty.stderr) == (2, True)
 
 
@@ -131,7 +131,7 @@ def test_a_finished_run_is_found_and_compared(finished):
     assert again.returncode == 0
     assert "is finished" in again.stderr
     assert again.stdout == done.stdout
-    table = opdbench("compare", "--out", out)
+    table = opdbench("compare", "--runs", out)
     assert table.returncode == 0
     assert "student" in table.stdout
     same = opdbench("compare", next(out.glob("opd-*")), "--format", "json")
@@ -218,7 +218,7 @@ def test_two_workers_of_which_one_is_killed_train_what_recipes_share_once_to_the
         (["run", "--config", "absent.toml"], "cannot read recipe"),
         (["run", "--out", "/proc/runs"], "cannot write"),
         (["compare", "absent"], "is absent"),
-        (["compare", "--out", "absent"], "no finished run in 'absent'"),
+        (["compare", "--runs", "absent"], "no finished run in 'absent'"),
         (["score", "geneval", "absent.jsonl"], "cannot read"),
         (["score", "genval", "absent.jsonl"], "did you mean 'geneval'"),
         (["eval", "--adapter", "absent.safetensors"], "no adapter at 'absent.safetensors'"),

@@ -54,7 +54,7 @@ def setting(world):
 
 def first_update(setting, name, options, sampler):
     """Sum of the losses and norm of the whole gradient."""
-    method = load("methods", name)(**options)
+    method = load("losses", name)(**options)
     actors, batch = setting(sampler, method.needs_old)
     total = 0.0
     for loss in method.losses(batch, actors):
@@ -94,7 +94,7 @@ def test_first_update(setting, name, options, sampler, loss, norm):
 
 def test_every_method_has_a_golden():
     """But `merge`, which has no loss."""
-    assert {case[0] for case in CASES} | {"merge"} == set(names("methods"))
+    assert {case[0] for case in CASES} | {"merge"} == set(names("losses"))
 
 
 def test_ratio_of_a_denoiser_is_exactly_one_on_its_own_rollout(setting):

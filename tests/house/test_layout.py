@@ -20,6 +20,7 @@ FLOORS = (
     {"diffusion"},
     {"evaluators"},
     {"methods"},
+    {"opd"},
     {"baselines"},
     {"evaluation"},
     {"runs"},

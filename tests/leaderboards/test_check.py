@@ -144,7 +144,7 @@ def test_recorded_references_are_reproduced_until_something_moves(tiny, tmp_path
     make_runs(tmp_path / "new", ["opd"], 3, QUIET)
     file = tmp_path / "references.json"
     tiny += [0.0, 1e-5]
-    done = invoke("--record", "--out", tmp_path / "old", "--references", file)
+    done = invoke("--record", "--runs", tmp_path / "old", "--references", file)
     assert done.exit_code == 0, done.output
     reference = Reference.load(file)
     assert reference.tolerance["loss"] == pytest.approx(10 * 1e-5 / 2, rel=1e-3)
@@ -154,7 +154,7 @@ def test_recorded_references_are_reproduced_until_something_moves(tiny, tmp_path
     assert reference.figures["base on ocr score"] == pytest.approx(base, abs=0.2)
     assert not [name for name in reference.figures if name.startswith("student on")]
 
-    args = ("--out", tmp_path / "new", "--references", file, "--format", "json")
+    args = ("--runs", tmp_path / "new", "--references", file, "--format", "json")
     layers = ("--only", "determinism", "--only", "trajectory", "--only", "bands")
     done = invoke(*args, *layers)
     assert done.exit_code == 0, done.output
@@ -193,20 +193,20 @@ def test_a_tolerance_is_ten_times_the_widest_difference_over_the_kernels(monkeyp
 
 
 def test_without_references_check_says_what_to_do(tiny, tmp_path):
-    done = invoke("--out", tmp_path, "--references", tmp_path / "absent.json", "--format", "json")
+    done = invoke("--runs", tmp_path, "--references", tmp_path / "absent.json", "--format", "json")
     assert done.exit_code == 3
     findings = json.loads(done.output)
     assert [f["verdict"] for f in findings if f["layer"] == "determinism"] == ["reproduced"]
     missing = [f for f in findings if f["layer"] in ("trajectory", "bands")]
     assert {f["verdict"] for f in missing} == {"inconclusive"}
     assert all("opdbench check --record" in f["detail"] for f in missing)
-    again = invoke("--out", tmp_path, "--references", tmp_path / "absent.json", "--only", "bands")
+    again = invoke("--runs", tmp_path, "--references", tmp_path / "absent.json", "--only", "bands")
     assert again.output.count("no reference values") == 1
 
 
 def test_an_unknown_layer_is_a_usage_error(tmp_path):
     with pytest.raises(UserError, match="did you mean 'bands'"):
-        invoke("--out", tmp_path, "--only", "band")
+        invoke("--runs", tmp_path, "--only", "band")
 
 
 def test_differing_pictures_are_named(tmp_path):

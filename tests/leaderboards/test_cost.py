@@ -42,7 +42,7 @@ def test_costs_of_the_shipped_recipes(name, runs):
     recipe = plan(find_recipe(name), tasks)
     price = {stage.name: 2**k for k, stage in enumerate(recipe.stages)}
     stages = tuple(
-        StageResult(s.name, s.method, "", s.tasks, False, Meter({"student": price[s.name]}, price[s.name], 1.0))
+        StageResult(s.name, s.loss, "", s.tasks, False, Meter({"student": price[s.name]}, price[s.name], 1.0))
         for s in recipe.stages
     )
     config = asdict(RunConfig(recipe, tasks, "tiny", 0))

@@ -43,17 +43,17 @@ ocr = "ocr"
 geneval = "geneval"
 [[stage]]
 name = "start"
-method = "opd"
+loss = "opd"
 teacher = "base"
 updates = 4
 [[stage]]
 name = "teacher-{task}"
-method = "nft"
+loss = "nft"
 updates = 2
 images = 2
 [[stage]]
 name = "student"
-method = "grpo-guard"
+loss = "grpo-guard"
 updates = 7
 images = 2
 sampler = { name = "flow-sde", noise_level = 0.7, steps = 3, guidance = 1.0 }
@@ -67,13 +67,13 @@ DIVIDED = """
 preference = "preference"
 [[stage]]
 name = "teacher-{task}"
-method = "nft"
+loss = "nft"
 prompts = 4
 updates = 2
 images = 2
 [[stage]]
 name = "student"
-method = "opd"
+loss = "opd"
 prompts = 4
 teacher = "teacher-{task}"
 updates = 3
@@ -114,7 +114,7 @@ def students(out):
     found = {}
     for path in out.glob("stages/*/stage.json"):
         about = json.loads(path.read_text())
-        stage = about["stage"]["name"], about["stage"]["method"]
+        stage = about["stage"]["name"], about["stage"]["loss"]
         lines = map(json.loads, (path.parent / "log.jsonl").read_text().splitlines())
         log = [{k: v for k, v in line.items() if k.startswith(("loss", "reward"))} for line in lines]
         meter = {k: about["meter"][k] for k in ("forwards", "images")}

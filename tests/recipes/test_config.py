@@ -31,13 +31,13 @@ def test_a_stage_for_each_task_and_its_teachers():
 def test_a_stage_may_start_from_several_and_be_taught_by_further_ones(tmp_path):
     path = tmp_path / "x.toml"
     path.write_text(
-        "[[stage]]\nname = 'a-{task}'\nmethod = 'nft'\n[[stage]]\nname = 'b'\nmethod = 'flow-opd'\n"
+        "[[stage]]\nname = 'a-{task}'\nloss = 'nft'\n[[stage]]\nname = 'b'\nloss = 'flow-opd'\n"
         "init = 'a-{task}'\nteacher = 'a-{task}'\nteachers = { ocr = 'base', preference = 'a-ocr' }"
     )
     last = load_recipe(path, ("ocr", "geneval")).stages[-1]
     assert last.starts == ("a-ocr", "a-geneval")
     assert dict(last.teachers) == {"ocr": "base", "geneval": "a-geneval", "preference": "a-ocr"}
-    path.write_text("[[stage]]\nname = 'b'\nmethod = 'opd'\nteachers = 'base'")
+    path.write_text("[[stage]]\nname = 'b'\nloss = 'opd'\nteachers = 'base'")
     with pytest.raises(UserError, match="teachers is 'base'; expected a table"):
         load_recipe(path, ("ocr",))
 
@@ -91,7 +91,7 @@ def test_broken_recipe_files(tmp_path):
         ("stage = 3", "expected \\[\\[stage\\]\\]"),
         ("a = ", "cannot read recipe"),
         ("stagee = []", "did you mean 'stage'"),
-        ("[[stage]]\nname = 'a'", "needs a name and a method"),
+        ("[[stage]]\nname = 'a'", "needs a name and a loss"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
@@ -115,8 +115,8 @@ def test_stages_inherit_defaults_and_keep_their_own(tmp_path):
     path = tmp_path / "x.toml"
     path.write_text(
         "[defaults]\nlr = 0.5\nrank = 4\nsampler = { steps = 3, guidance = 2.0 }\n"
-        "[[stage]]\nname = 'a'\nmethod = 'nft'\nrank = 2\n"
-        "[[stage]]\nname = 'b'\nmethod = 'nft'\nsampler = { steps = 5 }"
+        "[[stage]]\nname = 'a'\nloss = 'nft'\nrank = 2\n"
+        "[[stage]]\nname = 'b'\nloss = 'nft'\nsampler = { steps = 5 }"
     )
     first, second = load_recipe(path, ("ocr",), ["a.sampler.steps=7"]).stages
     assert (first.lr, first.rank, first.sampler.steps, first.sampler.guidance) == (0.5, 2, 7, 2.0)

@@ -23,6 +23,7 @@ from opdbench.runs.trainer import Trainer, shares
 TASKS = ("ocr", "geneval", "preference")
 ORDERS = [order for n in (1, 2, 3) for order in itertools.permutations(TASKS, n)]
 EQUAL = ["opd-sde", "opd-ppo", "flow-opd", "flow-opd-sft", "sft", "cascade-rl", "multi-rl-nft", "multi-rl-guard",
+         "multi-rl-grpo", "multi-rl-mix", "multi-rl-dance",
          "multi-rl-sum", "multi-rl-gdpo", "gradient"]  # fmt: skip
 
 
@@ -261,7 +262,7 @@ def test_the_sum_asks_every_evaluator_that_can_judge():
         ("extends = 'opd'\nbudget = 'odp'", "unknown budget of recipe 'x' 'odp'"),
         ("extends = 'opd'\n[[stage]]\nname = 'student'\nrewards = { ocr = 1.0 }", "no weight of 'geneval'"),
         ("extends = 'opd'\n[[stage]]\nname = 'student'\nrewards = 1", "expected a table of task and weight"),
-        ("[[stage]]\nname = 'a'\nmethod = 'nft'\n[[stage]]\nname = 'a'\nmethod = 'nft'", "two stages 'a'"),
+        ("[[stage]]\nname = 'a'\nloss = 'nft'\n[[stage]]\nname = 'a'\nloss = 'nft'", "two stages 'a'"),
     ],
 )
 def test_bad_recipes_are_one_clear_line(text, message, tmp_path):
@@ -274,8 +275,23 @@ def test_bad_recipes_are_one_clear_line(text, message, tmp_path):
 
 def test_another_method_has_none_of_the_options_that_it_replaces(tmp_path):
     path = tmp_path / "x.toml"
-    path.write_text("extends = 'opd'\n[[stage]]\nname = 'student'\nmethod = 'sft'\nlr = 0.5")
+    path.write_text("extends = 'opd'\n[[stage]]\nname = 'student'\nloss = 'sft'\nlr = 0.5")
     found: Recipe = plan(path, ("ocr",))
     assert (found.stages[-1].options, found.stages[-1].lr, found.stages[-1].init) == ({}, 0.5, "start")
     path.write_text("extends = 'opd'\n[[stage]]\nname = 'student'\nlr = 0.5")
     assert plan(path, ("ocr",)).stages[-1].options == plan(recipe("opd"), ("ocr",)).stages[-1].options
+
+
+@pytest.mark.parametrize("text", ["[[stage]]\nname = 'a'\nmethod = 'nft'", "[defaults]\nmethod = 'nft'"])
+def test_a_recipe_of_the_first_edition_is_told_the_new_word(tmp_path, text):
+    path = tmp_path / "old.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="the key 'method' of a stage is now 'loss'; write loss = 'nft'"):
+        load_recipe(path, ("ocr",))
+
+
+def test_a_preset_of_the_first_edition_is_told_the_new_word(tmp_path):
+    path = tmp_path / "old.toml"
+    path.write_text("[method.nft]\nlr = 0.1")
+    with pytest.raises(UserError, match=r"the tables \[method.NAME\] are now \[loss.NAME\]"):
+        load_recipe(recipe("opd"), ("ocr",), preset=path)

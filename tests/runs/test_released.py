@@ -134,7 +134,7 @@ def test_a_run_takes_a_release_in_place_of_its_teachers(adapter, tmp_path):
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").glob("opd+released-*")
     record = RunRecord.load(folder)
-    assert [(s.name, s.method, s.reused, s.meter.total() > 0) for s in record.stages] == [
+    assert [(s.name, s.loss, s.reused, s.meter.total() > 0) for s in record.stages] == [
         ("start", "opd", False, True), ("teacher-ocr", "released", True, False),
         ("teacher-geneval", "released", True, False), ("student", "opd", False, True),
     ]  # fmt: skip
@@ -157,7 +157,7 @@ def test_a_run_takes_a_release_in_place_of_its_teachers(adapter, tmp_path):
 def test_stages_that_only_a_replaced_teacher_needs_are_left_out(adapter):
     def stages(name, *tasks):
         found = released.replace_teachers(plan(recipe(name), ("ocr", "geneval")), dict.fromkeys(tasks, ("x", adapter)))
-        return [(stage.name, stage.method) for stage in found.stages]
+        return [(stage.name, stage.loss) for stage in found.stages]
 
     teachers = [("teacher-ocr", "released"), ("teacher-geneval", "released")]
     assert stages("teachers", "ocr", "geneval") == teachers

@@ -88,7 +88,7 @@ def trainer(small, tmp_path):
         place.mkdir(exist_ok=True)
         teachers = (
             {"grey": small.frozen(teacher and drawn(small, teacher), 1.0)}
-            if load("methods", one.method).needs_teacher
+            if load("losses", one.loss).needs_teacher
             else {}
         )
         return Trainer(one, 3, small, {"grey": _Brightness()}, teachers, place, drawn(small, start))
@@ -235,9 +235,7 @@ def test_a_stage_whose_pictures_go_through_in_parts_trains_the_same(trainer, sma
         line = parted.update(k)
         assert {key: line[key] for key in expected[k]} == pytest.approx(expected[k], rel=1e-4, abs=1e-6)
     assert max(seen) <= most
-    if (
-        most >= 2 or load("methods", PARTED[name].method).needs_reward
-    ):  # a prompt's two that do not fit are walked again
+    if most >= 2 or load("losses", PARTED[name].loss).needs_reward:  # a prompt's two that do not fit are walked again
         assert sum(seen) == walked
     assert parted.state.meter.forwards == whole.state.meter.forwards
 

@@ -14,7 +14,7 @@ def test_a_stage_cannot_start_from_the_base_and_starts_are_in_its_digest(tmp_pat
     path = tmp_path / "x.toml"
 
     def digests(init):
-        stages = [f"[[stage]]\nname = '{name}'\nmethod = 'nft'\n" for name in "abc"]
+        stages = [f"[[stage]]\nname = '{name}'\nloss = 'nft'\n" for name in "abc"]
         path.write_text("".join(stages) + f"init = '{init}'")
         return runner.stage_digests(RunConfig(load_recipe(path, ("ocr",)), ("ocr",), "tiny", 0), "weights")
 
