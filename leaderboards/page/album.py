@@ -37,7 +37,7 @@ class Strip:
 
 
 def album(groups: Sequence[Group], failures: bool) -> Mapping[str, list[Strip]]:
-    """By task, the strips of each group's first seed; equal ones (base, shared teachers) once, results last."""
+    """Strips of each group's first seed, per task; equal strips (base, shared teachers) appear once, results last."""
     strips: dict[str, dict[tuple[str, ...], Strip]] = defaultdict(dict)
     for group in groups:
         run, own = group.runs[0], defaultdict(list)
@@ -49,7 +49,7 @@ def album(groups: Sequence[Group], failures: bool) -> Mapping[str, list[Strip]]:
             result = run.result is not None and policy == run.result.name
             strip = strips[task].get(key, Strip(policy, result, (), tuple(shots)))
             strips[task][key] = replace(strip, labels=(*strip.labels, group.label))
-    return {task: sorted(found.values(), key=lambda strip: strip.result) for task, found in strips.items()}
+    return {task: sorted(by_policy.values(), key=lambda strip: strip.result) for task, by_policy in strips.items()}
 
 
 def _thumbnail(path: Path) -> str:
@@ -57,7 +57,7 @@ def _thumbnail(path: Path) -> str:
         with Image.open(path) as image:
             small = image.convert("RGB")
     except OSError as error:
-        raise UserError(f"cannot read picture {str(path)!r}: {error}; delete its run and run it again") from error
+        raise UserError(f"cannot read picture {str(path)!r}: {error}; rerun the command of its run") from error
     small.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=85)

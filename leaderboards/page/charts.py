@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 TICKS, NARROW = 4, 4
 """Ticks wanted on an axis; a logarithmic one that spans less than this factor gets even ones."""
 TAG_WIDTH, TAG_HEIGHT = 50, 13
-"""Names beside dots that are less than this apart keep this distance from above to below."""
+"""ChartText beside dots that are less than this apart keep this distance from above to below."""
 CROWD = 6
 """More dots than these have their names in a column beside a larger plot."""
 ROOM = 0.06
@@ -19,7 +19,7 @@ ROOM = 0.06
 
 
 @dataclass(frozen=True)
-class Frame:
+class ChartFrame:
     """A picture's size, the edges of the plot inside it, and whether names stand in a column to the plot's right."""
 
     width: int
@@ -31,13 +31,13 @@ class Frame:
     column: bool = False
 
 
-SMALL = Frame(360, 220, 46, 348, 10, 180)
-LARGE = Frame(760, 400, 46, 560, 10, 360, column=True)
+SMALL = ChartFrame(360, 220, 46, 348, 10, 180)
+LARGE = ChartFrame(760, 400, 46, 560, 10, 360, column=True)
 
 
 @dataclass(frozen=True)
-class Point:
-    """A number at a place; `error` is half of its interval, or None."""
+class CurvePoint:
+    """A point in the units of the data; `error` is half of its interval, or None."""
 
     x: float
     y: float
@@ -45,7 +45,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Line:
+class Series:
     """Points of one method.
 
     Attributes:
@@ -57,12 +57,12 @@ class Line:
 
     label: str
     slot: int
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     dots: bool = False
 
 
 @dataclass(frozen=True)
-class Mark:
+class DrawnSeries:
     """A line in the picture's units: `path` and `band` are SVG paths, `dots` are (x, y, y of both ends).
 
     `tags` are the heights of the name that each dot has.
@@ -80,18 +80,18 @@ class Mark:
 class Chart:
     """What the template draws; ticks are (position, text)."""
 
-    frame: Frame
+    frame: ChartFrame
     title: str
     task: str
     across: str
     up: str
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
-    marks: tuple[Mark, ...]
+    marks: tuple[DrawnSeries, ...]
 
 
 @dataclass(frozen=True)
-class Names:
+class ChartText:
     """A chart's words; `task` is "" for one about all tasks."""
 
     title: str
@@ -103,7 +103,7 @@ class Names:
 Scale = Callable[[float], float]
 
 
-def draw(names: Names, lines: Sequence[Line], log_x: bool = False) -> Chart:
+def draw(names: ChartText, lines: Sequence[Series], log_x: bool = False) -> Chart:
     """A chart of at least one point, `LARGE` where many stand alone; a logarithmic axis needs positive numbers.
 
     Errors beyond the spread of all points are cut at the plot's edge: two seeds' would flatten every curve.
@@ -129,7 +129,7 @@ def draw(names: Names, lines: Sequence[Line], log_x: bool = False) -> Chart:
     )
 
 
-def _frame(dots: int) -> Frame:
+def _frame(dots: int) -> ChartFrame:
     """`LARGE` for many dots, higher where their names need it."""
     if dots <= CROWD:
         return SMALL
@@ -162,24 +162,24 @@ def _ticks(low: float, high: float, log: bool) -> list[float]:
     """A few round numbers between the ends."""
     if log and high / low > NARROW:
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-        found = [v for e in exponents for m in (1, 2, 5) if low <= (v := m * 10.0**e) <= high]
-        if len(found) > TICKS + 1:
-            found = [v for e in exponents if low <= (v := 10.0**e) <= high]
-        return found[:: math.ceil(len(found) / (TICKS + 1))]
+        ticks = [v for e in exponents for m in (1, 2, 5) if low <= (v := m * 10.0**e) <= high]
+        if len(ticks) > TICKS + 1:
+            ticks = [v for e in exponents if low <= (v := 10.0**e) <= high]
+        return ticks[:: math.ceil(len(ticks) / (TICKS + 1))]
     return [float(v) for v in MaxNLocator(TICKS).tick_values(low, high) if low <= v <= high]
 
 
-def _mark(line: Line, x: Scale, y: Scale) -> Mark:
+def _mark(line: Series, x: Scale, y: Scale) -> DrawnSeries:
     ends = [(x(p.x), y(p.y), y(p.y - (p.error or 0.0)), y(p.y + (p.error or 0.0))) for p in line.points]
     if line.dots:
-        return Mark(line.label, line.slot, "", "", tuple(ends))
+        return DrawnSeries(line.label, line.slot, "", "", tuple(ends))
     band = ""
     if any(p.error is not None for p in line.points):
         band = _path([(a, high) for a, _, _, high in ends] + [(a, low) for a, _, low, _ in reversed(ends)]) + "Z"
-    return Mark(line.label, line.slot, _path([(a, b) for a, b, _, _ in ends]), band, ())
+    return DrawnSeries(line.label, line.slot, _path([(a, b) for a, b, _, _ in ends]), band, ())
 
 
-def _named(marks: Sequence[Mark], frame: Frame) -> tuple[Mark, ...]:
+def _named(marks: Sequence[DrawnSeries], frame: ChartFrame) -> tuple[DrawnSeries, ...]:
     """The marks with their dots' names, at least `TAG_HEIGHT` apart where dots are near or names in a column."""
     dots = sorted((dot[1], dot[0], k, n) for k, mark in enumerate(marks) for n, dot in enumerate(mark.dots))
     heights = [height for height, *_ in dots]
@@ -191,9 +191,11 @@ def _named(marks: Sequence[Mark], frame: Frame) -> tuple[Mark, ...]:
         heights[n] = max([heights[n], *(other + TAG_HEIGHT for other in near(n, range(n)))])
     for n in reversed(range(len(dots))):  # what was pushed out of the plot goes up again
         heights[n] = min([heights[n], float(frame.bottom), *(o - TAG_HEIGHT for o in near(n, range(n + 1, len(dots))))])
-    found = {(k, n): height for height, (*_, k, n) in zip(heights, dots, strict=True)}
-    return tuple(replace(mark, tags=tuple(found[k, n] for n in range(len(mark.dots)))) for k, mark in enumerate(marks))
+    heights_of = {(k, n): height for height, (*_, k, n) in zip(heights, dots, strict=True)}
+    return tuple(
+        replace(mark, tags=tuple(heights_of[k, n] for n in range(len(mark.dots)))) for k, mark in enumerate(marks)
+    )
 
 
-def _path(places: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{a:g},{b:g}" for a, b in places)
+def _path(corners: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{a:g},{b:g}" for a, b in corners)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from opdbench.core import Estimate
 from opdbench.leaderboards.numbers.compare import Comparison, Entry, Figure, seeds_figure
 from opdbench.leaderboards.numbers.runs import Group, cell_of
-from opdbench.leaderboards.page.charts import Chart, Line, Names, Point, draw
+from opdbench.leaderboards.page.charts import Chart, ChartText, CurvePoint, Series, draw
 from opdbench.leaderboards.tables.document import short
 from opdbench.records.run import Run, RunRecord
 from opdbench.stats import over_seeds
@@ -28,22 +28,22 @@ def learning_curves(groups: Sequence[Group], slots: Mapping[str, int]) -> list[C
             digests = tuple(s.digest for run in group.runs for s in run.record.stages if s.name == stage.name)
             owners[digests].append(group)
             names[digests] = stage.name
-    lines: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    lines: dict[tuple[str, str], list[Series]] = defaultdict(list)
     for digests, same in owners.items():
         label = ", ".join(group.label for group in same)
         slot = slots[label] if len(same) == 1 else 0
         for measure, points in _curves(same[0].runs, names[digests]):
-            lines[names[digests], measure].append(Line(label, slot, points))
+            lines[names[digests], measure].append(Series(label, slot, points))
     return [
-        draw(Names(f"{short(stage)}: {measure}", "", "forwards of the stage", measure), found)
-        for (stage, measure), found in lines.items()
+        draw(ChartText(f"{short(stage)}: {measure}", "", "forwards of the stage", measure), series)
+        for (stage, measure), series in lines.items()
     ]
 
 
-def _curves(runs: Sequence[Run], stage: str) -> list[tuple[str, tuple[Point, ...]]]:
+def _curves(runs: Sequence[Run], stage: str) -> list[tuple[str, tuple[CurvePoint, ...]]]:
     """What a stage is judged by over its forwards: the reward, of several tasks each one's; or else the loss."""
-    found = (s.curve for run in runs for s in run.record.stages if s.name == stage)
-    curves = [curve for curve in found if curve]
+    recorded = (s.curve for run in runs for s in run.record.stages if s.name == stage)
+    curves = [curve for curve in recorded if curve]
     known = {name for curve in curves for point in curve for name in point}
     parts = sorted(name for name in known if name.startswith("reward/"))
     if not curves:
@@ -52,12 +52,12 @@ def _curves(runs: Sequence[Run], stage: str) -> list[tuple[str, tuple[Point, ...
     return [(measure.replace("/", ", "), _mean(curves, measure)) for measure in measures]
 
 
-def _mean(curves: Sequence[Sequence[Mapping[str, float]]], measure: str) -> tuple[Point, ...]:
+def _mean(curves: Sequence[Sequence[Mapping[str, float]]], measure: str) -> tuple[CurvePoint, ...]:
     points = []
     for same in zip(*curves, strict=True):  # runs that differ in their seed only have as many points
         if values := [point[measure] for point in same if measure in point]:
             mean, half = over_seeds(values)
-            points.append(Point(float(same[0]["forwards"]), mean, half))
+            points.append(CurvePoint(float(same[0]["forwards"]), mean, half))
     return tuple(points)
 
 
@@ -70,29 +70,29 @@ def frontiers(comparison: Comparison, slots: Mapping[str, int]) -> list[Chart]:
 
     def chart(title: str, costs: Mapping[str, int]) -> Chart:
         placed = sorted((costs[e.label], e.score.value or 0.0) for e in entries)
-        steps: list[Point] = []
+        steps: list[CurvePoint] = []
         for forwards, value in placed:
             if not steps or value > steps[-1].y:
-                steps += [Point(forwards, steps[-1].y)] if steps else []
-                steps.append(Point(forwards, value))
-        steps.append(Point(placed[-1][0], steps[-1].y))
-        dots = [Line(e.label, slots[e.label], (_place(e, costs[e.label]),), dots=True) for e in entries]
-        lines = [Line("", 0, tuple(steps)), *_budgets(entries, slots, costs), *dots]
-        return draw(Names(title, "", "training forwards", "share of the teachers' gain"), lines, log_x=True)
+                steps += [CurvePoint(forwards, steps[-1].y)] if steps else []
+                steps.append(CurvePoint(forwards, value))
+        steps.append(CurvePoint(placed[-1][0], steps[-1].y))
+        dots = [Series(e.label, slots[e.label], (_place(e, costs[e.label]),), dots=True) for e in entries]
+        lines = [Series("", 0, tuple(steps)), *_budgets(entries, slots, costs), *dots]
+        return draw(ChartText(title, "", "training forwards", "share of the teachers' gain"), lines, log_x=True)
 
     totals, own = {e.label: e.total for e in entries}, {e.label: e.marginal for e in entries}
     kinds = (("Teachers' cost included", totals), ("Teachers there already", own))
     return [chart(title, costs) for title, costs in kinds if costs and min(costs.values()) > 0]
 
 
-def _budgets(entries: Sequence[Entry], slots: Mapping[str, int], costs: Mapping[str, int]) -> list[Line]:
+def _budgets(entries: Sequence[Entry], slots: Mapping[str, int], costs: Mapping[str, int]) -> list[Series]:
     """A line for each method that has several costs, none of them twice."""
-    found = []
+    series = []
     for same in families(entries, costs):
         if len(same) > 1:
-            points = tuple(Point(costs[entry.label], entry.score.value or 0.0) for entry in same)
-            found.append(Line(same[-1].label, slots[same[-1].label], points))
-    return found
+            points = tuple(CurvePoint(costs[entry.label], entry.score.value or 0.0) for entry in same)
+            series.append(Series(same[-1].label, slots[same[-1].label], points))
+    return series
 
 
 def families(entries: Iterable[Entry], costs: Mapping[str, int]) -> list[list[Entry]]:
@@ -100,18 +100,18 @@ def families(entries: Iterable[Entry], costs: Mapping[str, int]) -> list[list[En
     methods: dict[tuple[str, tuple[str, ...]], list[Entry]] = defaultdict(list)
     for entry in sorted(entries, key=lambda entry: costs[entry.label]):
         methods[entry.method, entry.tasks].append(entry)
-    found: list[list[Entry]] = []
+    families: list[list[Entry]] = []
     for same in methods.values():
-        found += [same] if len({costs[entry.label] for entry in same}) == len(same) else [[entry] for entry in same]
-    return found
+        families += [same] if len({costs[entry.label] for entry in same}) == len(same) else [[entry] for entry in same]
+    return families
 
 
-def _place(entry: Entry, forwards: int) -> Point:
-    return Point(forwards, entry.score.value or 0.0, entry.score.error)
+def _place(entry: Entry, forwards: int) -> CurvePoint:
+    return CurvePoint(forwards, entry.score.value or 0.0, entry.score.error)
 
 
 @dataclass(frozen=True)
-class Change:
+class TaskChange:
     """How a trained policy differs from the base model on a task; better is positive.
 
     Attributes:
@@ -124,11 +124,11 @@ class Change:
     depth: float
 
 
-Changes = list[tuple[str, tuple[str, ...], list[Change]]]
+PolicyChanges = list[tuple[str, tuple[str, ...], list[TaskChange]]]
 """Policy, the methods that it is of, and its change on every task."""
 
 
-def changes(groups: Sequence[Group], tasks: Sequence[str]) -> Changes:
+def changes(groups: Sequence[Group], tasks: Sequence[str]) -> PolicyChanges:
     """The forgetting matrix of all results, then of the teachers, shared ones once."""
     named = [
         (p.name, group) for role in ("student", "teacher") for group in groups for p in group.runs[0].record.policies
@@ -137,18 +137,18 @@ def changes(groups: Sequence[Group], tasks: Sequence[str]) -> Changes:
     return _changes(named, tasks)
 
 
-def journeys(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, Changes]]:
+def journeys(groups: Sequence[Group], tasks: Sequence[str]) -> list[tuple[str, PolicyChanges]]:
     """The same stage by stage, for each method of which the full suite measured that: what a later stage forgets."""
-    found = []
+    rows = []
     for group in groups:
         record = group.runs[0].record
         if any(probe.kind == "stage" for probe in record.probes):
             known = {name for name, _ in _values(record)}
-            found.append((group.label, _changes([(s.name, group) for s in record.stages if s.name in known], tasks)))
-    return found
+            rows.append((group.label, _changes([(s.name, group) for s in record.stages if s.name in known], tasks)))
+    return rows
 
 
-def _changes(named: Sequence[tuple[str, Group]], tasks: Sequence[str]) -> Changes:
+def _changes(named: Sequence[tuple[str, Group]], tasks: Sequence[str]) -> PolicyChanges:
     owners: dict[tuple[str, tuple[tuple[bool, Figure], ...]], tuple[str, ...]] = {}
     for name, group in named:
         key = name, tuple(_change(group, name, task) for task in tasks)
@@ -159,7 +159,7 @@ def _changes(named: Sequence[tuple[str, Group]], tasks: Sequence[str]) -> Change
             name,
             labels,
             [
-                Change(task, trained, figure, (figure.value or 0.0) / top)
+                TaskChange(task, trained, figure, (figure.value or 0.0) / top)
                 for task, (trained, figure), top in zip(tasks, row, most, strict=True)
             ],
         )
@@ -190,7 +190,7 @@ def _change(group: Group, name: str, task: str) -> tuple[bool, Figure]:
 
 
 @dataclass(frozen=True)
-class Bar:
+class StratumBar:
     """A stratum's value; `share` is from 0 to 100, of the largest in the task."""
 
     label: str
@@ -199,7 +199,7 @@ class Bar:
     share: float
 
 
-def strata(groups: Sequence[Group], slots: Mapping[str, int]) -> list[tuple[str, str, list[Bar]]]:
+def strata(groups: Sequence[Group], slots: Mapping[str, int]) -> list[tuple[str, str, list[StratumBar]]]:
     """Task, stratum (GenEval's tag), and a bar for the base model and every method's result."""
     values: dict[tuple[str, str], dict[str, list[Estimate]]] = defaultdict(lambda: defaultdict(list))
     for group in groups:
@@ -207,9 +207,9 @@ def strata(groups: Sequence[Group], slots: Mapping[str, int]) -> list[tuple[str,
             base = next((p for p in run.record.policies if p.role == "base"), None)
             for label, policy in (("base", base), (group.label, run.result)):
                 for cell in policy.cells if policy else ():
-                    for name, one in cell.groups.items():
-                        values[cell.task, name][label].append(one)
-    figures = {key: {label: _over(found) for label, found in row.items()} for key, row in values.items()}
+                    for name, estimate in cell.groups.items():
+                        values[cell.task, name][label].append(estimate)
+    figures = {key: {label: _over(estimates) for label, estimates in row.items()} for key, row in values.items()}
     most: dict[str, float] = defaultdict(float)
     for (task, _), row in figures.items():
         most[task] = max([most[task], *(figure.value or 0.0 for figure in row.values())])
@@ -217,15 +217,18 @@ def strata(groups: Sequence[Group], slots: Mapping[str, int]) -> list[tuple[str,
         (
             task,
             name,
-            [Bar(k, slots.get(k, 0), f, 100 * max(f.value or 0.0, 0.0) / (most[task] or 1.0)) for k, f in row.items()],
+            [
+                StratumBar(k, slots.get(k, 0), f, 100 * max(f.value or 0.0, 0.0) / (most[task] or 1.0))
+                for k, f in row.items()
+            ],
         )
         for (task, name), row in figures.items()
     ]
 
 
-def _over(found: Sequence[Estimate]) -> Figure:
+def _over(estimates: Sequence[Estimate]) -> Figure:
     """Over seeds; the run's own standard error where there is one seed, or one policy under all of them."""
-    values = [one.value for one in found]
+    values = [e.value for e in estimates]
     if len(set(values)) == 1:
-        return Figure(values[0], found[0].se, False, len(values))
+        return Figure(values[0], estimates[0].se, False, len(values))
     return seeds_figure(values)

@@ -59,8 +59,8 @@ def page(runs: Sequence[Run], variance: Sequence[tuple[str, str]] = ()) -> str:
     """The page's text; `variance` are names and data addresses of figures."""
     comparison, groups = compare(runs), group_runs(runs)
     slots = _slots(comparison, groups)
-    places = {entry.label: place for place, entry in enumerate(comparison.entries)}
-    groups.sort(key=lambda group: places.get(group.label, len(places)))
+    order = {entry.label: k for k, entry in enumerate(comparison.entries)}
+    groups.sort(key=lambda group: order.get(group.label, len(order)))
     text = {name: _asset(f"report.{name}") for name in ("css", "js")}
     script = base64.b64encode(hashlib.sha256(text["js"].encode()).digest()).decode()
     return (
@@ -100,14 +100,14 @@ def _slots(comparison: Comparison, groups: Sequence[Group]) -> dict[str, int]:
     return {group.label: numbers[owner] for group, owner in zip(groups, owners, strict=True)}
 
 
-def variance_figures(place: Path) -> list[tuple[str, str]]:
+def variance_figures(study: Path) -> list[tuple[str, str]]:
     """Names and data addresses of the figures beside a variance record; an image cannot run a script."""
-    folder = place if place.is_dir() else place.parent
-    found = sorted(folder.glob("*.svg")) or sorted(folder.glob("*.png"))
-    if not found:
+    folder = study if study.is_dir() else study.parent
+    images = sorted(folder.glob("*.svg")) or sorted(folder.glob("*.png"))
+    if not images:
         raise UserError(f"no figures (*.svg or *.png) in {str(folder)!r}; make them with `opdbench variance`")
     kinds = {".svg": "svg+xml", ".png": "png"}
-    return [(path.stem, address(path.read_bytes(), kinds[path.suffix])) for path in found]
+    return [(path.stem, address(path.read_bytes(), kinds[path.suffix])) for path in images]
 
 
 def _environment() -> Environment:

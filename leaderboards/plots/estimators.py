@@ -21,7 +21,7 @@ SHOWN = ("analytic", "ppo-mean", "ppo", "reinforce", "baseline", "loo", "hybrid"
 
 
 def write_figures(record: VarianceRecord, folder: Path) -> list[Path]:
-    """Trace and SNR against noise level and step, and cosines; one file a figure and format.
+    """Trace and SNR against noise level and step, and cosines; one file per figure and format.
 
     `<figure>.svg` and `.png`; where students, samplers, steps or sides were swept, a further part of the name
     says which: `noise-level-student-cps-10-8.svg`.
@@ -54,8 +54,8 @@ def _figures(rows: Sequence[Row]) -> dict[str, Figure]:
     }
 
 
-def _panels(rows: Sequence[Row], fields: Sequence[str], place: Callable[[Row], float], label: str) -> Figure:
-    """Log-scale lines with error bars; a row a field, a column a task."""
+def _panels(rows: Sequence[Row], fields: Sequence[str], position: Callable[[Row], float], label: str) -> Figure:
+    """Log-scale lines with error bars; one row per field, one column per task."""
     from matplotlib.figure import Figure
 
     tasks = sorted({row.setting.task for row in rows})
@@ -63,17 +63,17 @@ def _panels(rows: Sequence[Row], fields: Sequence[str], place: Callable[[Row], f
     axes = figure.subplots(len(fields), len(tasks), squeeze=False, sharex=True, sharey="row")
     for across, task in enumerate(tasks):
         for down, field in enumerate(fields):
-            _lines(axes[down, across], [row for row in rows if row.setting.task == task], field, place)
+            _lines(axes[down, across], [row for row in rows if row.setting.task == task], field, position)
         axes[0, across].set_title(task)
         axes[-1, across].set_xlabel(label)
     for down, field in enumerate(fields):
-        axes[down, 0].set_ylabel({"trace": "trace of the covariance", "snr": "SNR a picture"}[field])
+        axes[down, 0].set_ylabel({"trace": "trace of the covariance", "snr": "SNR per image"}[field])
     lines = {line.get_label(): line for ax in axes.flat for line in ax.get_legend_handles_labels()[0]}
     figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize=8)
     return figure
 
 
-def _lines(axes: Axes, rows: Sequence[Row], field: str, place: Callable[[Row], float]) -> None:
+def _lines(axes: Axes, rows: Sequence[Row], field: str, position: Callable[[Row], float]) -> None:
     axes.set_yscale("log")
     axes.grid(alpha=0.3)
     for k, name in enumerate(SHOWN):
@@ -81,14 +81,14 @@ def _lines(axes: Axes, rows: Sequence[Row], field: str, place: Callable[[Row], f
         for row in rows:
             value, error = getattr(row, field), getattr(row, f"{field}_se")
             if row.estimator == name and value is not None and value > error:  # a log scale shows nothing near 0
-                points.append((place(row), value, error))
+                points.append((position(row), value, error))
         if points:
             x, y, bars = zip(*sorted(points), strict=True)
             axes.errorbar(x, y, bars, color=f"C{k}", marker="o", markersize=3, linewidth=1, capsize=2, label=name)
 
 
 def _cosines(rows: Sequence[Row], level: float) -> Figure:
-    """How each estimator's gradient of a few pictures lies to the analytic one of the same pictures."""
+    """How each estimator's gradient on a few images compares with the analytic gradient on the same images."""
     from matplotlib.figure import Figure
 
     tasks = sorted({row.setting.task for row in rows})
@@ -129,7 +129,7 @@ def write_curves(curves: Sequence[Curve], folder: Path) -> None:
         axes.plot(x, [sum(i) / len(i) for i in lines], style, color=f"C{k}", label=name)
         axes.fill_between(x, [min(i) for i in lines], [max(i) for i in lines], color=f"C{k}", alpha=0.2)
     axes.set_xlabel("denoiser forwards")
-    axes.set_ylabel("KL from the teachers (nats a step and dimension)")
+    axes.set_ylabel("KL from the teachers (nats per step and dimension)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     for kind in ("svg", "png"):

@@ -29,7 +29,7 @@ class Curve:
         estimator: of the gradient.
         group: digest that runs share which differ in their seed only.
         forwards: of the last stage, up to each update.
-        kl: of the student's path from the teachers', nats a step and dimension, at each update.
+        kl: of the student's path from the teachers', nats per step and dimension, at each update.
         scores: of the trained student, by task that it learnt.
     """
 
@@ -43,20 +43,20 @@ class Curve:
     def at(self, share: float) -> float:
         """Mean KL over the tenth of the updates before a share of the budget."""
         last = max(1, round(share * len(self.kl)))
-        part = self.kl[max(0, last - max(1, len(self.kl) // 10)) : last]
-        return sum(part) / len(part)
+        tenth = self.kl[max(0, last - max(1, len(self.kl) // 10)) : last]
+        return sum(tenth) / len(tenth)
 
 
 def read_curves(runs: Sequence[Run]) -> list[Curve]:
     """The curves of the runs that were trained by an estimator; other runs have none."""
-    found = []
+    curves = []
     for run in runs:
         stages = run.record.config["recipe"]["stages"]
         if not stages or stages[-1]["loss"] != LOSS or run.result is None:
             continue
         lines = _log(run)
         scores = {c.task: c.estimate.value for c in run.result.cells if c.trained and c.estimate.value is not None}
-        found.append(
+        curves.append(
             Curve(
                 str(stages[-1]["options"].get("estimator", "analytic")),
                 run.record.group,
@@ -66,21 +66,21 @@ def read_curves(runs: Sequence[Run]) -> list[Curve]:
                 scores,
             )
         )
-    return sorted(found, key=lambda curve: (curve.estimator, curve.group, curve.seed))
+    return sorted(curves, key=lambda curve: (curve.estimator, curve.group, curve.seed))
 
 
 def _log(run: Run) -> list[dict[str, float]]:
     digest = run.record.stages[-1].digest
-    places = [folder / "stages" / digest / "log.jsonl" for folder in (run.folder, run.folder.parent)]
-    log = next((place for place in places if place.exists()), places[-1])
+    candidates = [folder / "stages" / digest / "log.jsonl" for folder in (run.folder, run.folder.parent)]
+    log = next((path for path in candidates if path.exists()), candidates[-1])
     try:
         return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the log {str(log)!r}: {error}; run the command of its record again") from error
+        raise UserError(f"cannot read the log {str(log)!r}: {error}; rerun the command of its record") from error
 
 
 def curve_block(curves: Sequence[Curve], record: VarianceRecord) -> Block:
-    """An estimator a row: variance of the study, then KL along the budget and final scores over seeds."""
+    """One row per estimator: variance in the study, then KL along the budget and final scores over seeds."""
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
         groups.setdefault((curve.estimator, curve.group), []).append(curve)
@@ -98,8 +98,8 @@ def curve_block(curves: Sequence[Curve], record: VarianceRecord) -> Block:
         rows.append(tuple(Text(text) for text in texts))
     marks = [f"KL at {mark:.0%}" for mark in MARKS]
     notes = (
-        "KL of the student's path from the teachers', nats a step and dimension; [±]: half of the 95 % t-interval "
-        "over seeds; all estimators are trained by one loop at one cost an update",
-        "x analytic: trace over that of analytic, least and largest over the study's settings",
+        "KL of the student's path from the teachers', nats per step and dimension; [±]: half of the 95 % t-interval "
+        "over seeds; all estimators are trained by one loop at the same cost per update",
+        "x analytic: trace divided by the trace of analytic, smallest and largest over the settings of the study",
     )
     return Block("Learning", ("estimator", "x analytic", "seeds", "forwards", *marks, *tasks), tuple(rows), notes)

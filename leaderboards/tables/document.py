@@ -14,25 +14,25 @@ from opdbench.leaderboards.numbers.runs import common_preset
 PROBES = {
     "stage": (
         "Stage by stage",
-        "what each stage leaves of every task, from the base model on: where skills are forgotten",
+        "score of the policy after each stage, from the base model on; a drop between rows is forgetting",
     ),
-    "prompts": ("Other tasks' prompts", "a metric on pictures of prompts of which another task is the subject"),
-    "change": ("Drawn otherwise", "with the opening of another task's prompts, and with other scales of guidance"),
+    "prompts": ("Other tasks' prompts", "a task's metric on images of another task's prompts"),
+    "change": ("Changed prompts and guidance", "prompts that begin like another task's, and other guidance scales"),
     "kl": (
         "KL from the teachers",
-        "nats a picture, over flow-sde's steps of the teacher's own walks: the same states for all",
+        "nats per image, summed over flow-sde steps along the teacher's trajectories: same states for all methods",
     ),
 }
 LONGEST = 60
 NAMED = 2
-"""Up to so many methods that share a policy are named."""
+"""Most methods sharing a policy that are named; more are counted."""
 LISTED = 8
-"""Up to so many methods, every pair is listed; beyond, those with the best of each task."""
+"""Most methods for which every pair is listed; with more, only pairs with the best method of the task are."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A cell; `strong` marks the bests of its column."""
+    """A cell; `strong` marks the best of its column."""
 
     text: str
     strong: bool = False
@@ -40,7 +40,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Block:
-    """A table with its title and notes; every row has one cell a column, the first column holds names."""
+    """A table with its title and notes; every row has one cell per column, the first column holds names."""
 
     title: str
     columns: tuple[str, ...]
@@ -50,24 +50,26 @@ class Block:
 
 def blocks(comparison: Comparison) -> list[Block]:
     """Scores, aggregates, forgetting, cost and paired tests, as far as there is something to show."""
-    found = [score_block(comparison)]
+    shown = [score_block(comparison)]
     if comparison.entries:
-        found += [aggregate_block(comparison), _costs(comparison)]
-    found += [_pairs(column, comparison) for column in comparison.columns if column.pairs]
-    return found + probe_blocks(comparison)
+        shown += [aggregate_block(comparison), _costs(comparison)]
+    shown += [_pairs(column, comparison) for column in comparison.columns if column.pairs]
+    return shown + probe_blocks(comparison)
 
 
 def probe_blocks(comparison: Comparison) -> list[Block]:
     """What the full suite measures, a table a kind; none without it."""
-    found = []
+    tables = []
     for kind, (title, note) in PROBES.items():
         readings = [reading for reading in comparison.probes if reading.kind == kind]
         if kind == "stage":
             readings = _in_order(readings, comparison)
         lines: dict[tuple[str, str], dict[str, Figure]] = {}
-        for one in readings:
-            column = one.task + (f" on {one.on}" if kind == "prompts" else f", {one.on}" if one.on else "")
-            lines.setdefault((one.label, one.policy), {})[column] = one.figure
+        for reading in readings:
+            column = reading.task + (
+                f" on {reading.on}" if kind == "prompts" else f", {reading.on}" if reading.on else ""
+            )
+            lines.setdefault((reading.label, reading.policy), {})[column] = reading.figure
         columns = list(dict.fromkeys(column for line in lines.values() for column in line))
         rows = [
             tuple(
@@ -76,20 +78,20 @@ def probe_blocks(comparison: Comparison) -> list[Block]:
             for names, line in lines.items()
         ]
         if rows:
-            found.append(Block(title, ("method", "policy", *map(short, columns)), tuple(rows), (note,)))
-    return found
+            tables.append(Block(title, ("method", "policy", *map(short, columns)), tuple(rows), (note,)))
+    return tables
 
 
 def _in_order(readings: Sequence[Reading], comparison: Comparison) -> list[Reading]:
     """The stages of each method between its base model and the policies that have a score."""
-    found = []
+    ordered = []
     for label in dict.fromkeys(reading.label for reading in readings):
         own = [s for s in comparison.scores if s.label == label]
         ends = [(s.role, Reading(label, "stage", s.policy, s.task, "", s.figure)) for s in own]
-        found += [reading for role, reading in ends if role == "base"]
-        found += [reading for reading in readings if reading.label == label]
-        found += [reading for role, reading in ends if role != "base"]
-    return found
+        ordered += [reading for role, reading in ends if role == "base"]
+        ordered += [reading for reading in readings if reading.label == label]
+        ordered += [reading for role, reading in ends if role != "base"]
+    return ordered
 
 
 def short(name: str) -> str:
@@ -132,7 +134,7 @@ def score_block(comparison: Comparison) -> Block:
     ]
     notes = [
         "value ± standard error by prompt, or [±] half of the 95 % t-interval over seeds; * trained on this task",
-        "n: pictures scored; #: rank, 1 + the methods that are significantly better; bold: the bests, not told apart",
+        "n: pictures scored; #: rank, 1 + the methods that are significantly better; bold: statistically tied best",
     ]
     notes += [
         f"{short(c.task)}: {c.left_out} pictures that some run could not score are left out of the paired tests"
@@ -191,7 +193,7 @@ def _costs(comparison: Comparison) -> Block:
         times = [f"{entry.seconds:,.0f}", f"{entry.parallel_seconds:,.0f}", f"{entry.seconds / 3600:.2f}"]
         rows.append(tuple(Text(t) for t in [short(entry.label), *counts, *times, _goal_text(entry)]))
     notes = (
-        "forwards: denoiser forward-equivalents in training, mean over seeds; stages that were found count in full",
+        "forwards: denoiser forward-equivalents in training, mean over seeds; reused stages count in full",
         "forwards: teachers are there already; with teachers: every stage; in parallel: the costliest chain of stages",
         "pictures: scored in training; seconds and device hours: every stage, one after another, on one device",
         f"forwards to {GOAL:.0%}: with teachers, to an IQM of {GOAL}, linear between the budgets tried",
@@ -211,23 +213,24 @@ def _pairs(column: Column, comparison: Comparison) -> Block:
         f"{column.pictures} pictures, paired by prompt, index and noise; two-sided t-tests, Holm over "
         f"{len(column.pairs)} pairs, level .05",
         "seeds: of both methods' common seeds; prompts: of the one common seed, so of those two policies only",
-        "finds: difference that the strictest of these tests finds with probability .8",
+        "MDE: minimum detectable effect of the strictest of these tests at power 0.8",
     ]
     if len(column.ranks) > LISTED:
         means = {s.label: s.figure.value for s in comparison.scores if s.task == column.task and s.rank is not None}
         least = min(column.ranks.values())
         best = max(
-            (label for label, rank in column.ranks.items() if rank == least), key=lambda one: (means[one] or 0.0, one)
+            (label for label, rank in column.ranks.items() if rank == least),
+            key=lambda name: (means[name] or 0.0, name),
         )
         shown = [pair for pair in shown if best in (pair.first, pair.second)]
         notes.append(f"only pairs with {short(best)!r} are listed")
     rows = []
     for pair in shown:
         winner = pair.first if pair.difference > 0 else pair.second
-        verdict = f"{short(winner)} is better" if pair.differ else "no difference seen"
+        verdict = f"{short(winner)} is better" if pair.differ else "not significant"
         texts = [short(pair.first), short(pair.second), quantity(pair.difference, pair.se, sign="+")]
         texts += [f"{pair.count} {pair.unit}", f"{pair.p:.2g}", f"{pair.p_holm:.2g}", verdict]
         texts.append("-" if pair.detectable is None else f"{pair.detectable:.2g}")
         rows.append(tuple(Text(text) for text in texts))
-    columns = ("first", "second", "first - second", "of", "p", "p (Holm)", "verdict", "finds")
+    columns = ("first", "second", "first - second", "of", "p", "p (Holm)", "verdict", "MDE")
     return Block(f"Pairs on {short(column.task)}", columns, tuple(rows), tuple(notes))

@@ -116,16 +116,16 @@ def as_csv(tables: Mapping[str, Sequence[Any]]) -> str:
 
 def _flat(row: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Nested fields as `outer.inner`; text that a spreadsheet would run as a formula gets an apostrophe."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in row.items():
         name = above + key
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{name}.")
+            flat |= _flat(value, f"{name}.")
         elif isinstance(value, (list, tuple)):
-            found |= _flat({str(k): v for k, v in enumerate(value)}, f"{name}.")
+            flat |= _flat({str(k): v for k, v in enumerate(value)}, f"{name}.")
         else:
-            found[visible(name)] = _inert(value) if isinstance(value, str) else value
-    return found
+            flat[visible(name)] = _inert(value) if isinstance(value, str) else value
+    return flat
 
 
 def _inert(text: str) -> str:

@@ -21,7 +21,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PublishedProtocol:
     """How a published column was measured; `prompts` is the size of its prompt set."""
 
     task: str
@@ -37,7 +37,7 @@ class Published:
 
     Attributes:
         trust: paper, project page, thread, note or figure.
-        rows: a name, then one entry a column, digit by digit as printed; "" where the source gives no number.
+        rows: a name, then one entry per column, digit by digit as printed; "" where the source gives no number.
         ours: by column, how it was measured, where we have a task for it.
         methods: our recipe, or recipe/policy, and the name of the line that is about it.
     """
@@ -49,12 +49,12 @@ class Published:
     protocol: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str | int, ...], ...]
-    ours: Mapping[str, Measured]
+    ours: Mapping[str, PublishedProtocol]
     methods: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Printed:
+class PublishedNumber:
     """One published number."""
 
     name: str
@@ -64,10 +64,10 @@ class Printed:
     value: str
 
 
-def printed(table: Published) -> list[Printed]:
+def published_numbers(table: Published) -> list[PublishedNumber]:
     """The numbers of a table one by one."""
     return [
-        Printed(table.name, table.source, str(line), column, str(value))
+        PublishedNumber(table.name, table.source, str(line), column, str(value))
         for line, *values in table.rows
         for column, value in zip(table.columns, values, strict=True)
         if value != ""
@@ -77,13 +77,13 @@ def printed(table: Published) -> list[Printed]:
 def published() -> dict[str, Published]:
     """Every published table by name."""
     text = files("opdbench.leaderboards.results").joinpath("published.toml").read_text(encoding="utf-8")
-    found = {}
+    tables = {}
     for table in tomllib.loads(text, parse_float=str)["table"]:
-        ours = {column: Measured(**about) for column, about in table.pop("ours", {}).items()}
+        ours = {column: PublishedProtocol(**about) for column, about in table.pop("ours", {}).items()}
         methods = table.pop("methods", {})
         columns, rows = tuple(table.pop("columns")), tuple(tuple(row) for row in table.pop("rows"))
-        found[table["name"]] = Published(**table, columns=columns, rows=rows, ours=ours, methods=methods)
-    return found
+        tables[table["name"]] = Published(**table, columns=columns, rows=rows, ours=ours, methods=methods)
+    return tables
 
 
 def find(name: str) -> Published:
@@ -98,14 +98,14 @@ def published_blocks(table: Published, comparison: Comparison, runs: Sequence[Ru
     """The table as it was printed, and beside the lines that we reproduce, our numbers or why they do not fit."""
     rows = tuple(tuple(Text(str(entry) if entry != "" else "-") for entry in row) for row in table.rows)
     notes = (f"source: {table.source} ({table.trust})", f"protocol: {table.protocol}", "not ranked with our runs")
-    found = [Block(f"Published: {table.title}", ("", *table.columns), rows, notes)]
+    shown = [Block(f"Published: {table.title}", ("", *table.columns), rows, notes)]
     if table.ours:
-        found.append(_beside(table, comparison, runs))
-    return found
+        shown.append(_beside(table, comparison, runs))
+    return shown
 
 
 def _beside(table: Published, comparison: Comparison, runs: Sequence[Run]) -> Block:
-    known = {(number.line, number.column): number.value for number in printed(table)}
+    known = {(number.line, number.column): number.value for number in published_numbers(table)}
     rows = []
     for (ours, theirs), (column, measured), score in product(
         table.methods.items(), table.ours.items(), comparison.scores
@@ -118,11 +118,11 @@ def _beside(table: Published, comparison: Comparison, runs: Sequence[Run]) -> Bl
         value = "-" if reason else figure_text(score.figure)
         rows.append(tuple(map(Text, (theirs, column, known.get((theirs, column), "-"), name, value, reason))))
     columns = ("line", "column", "published", "ours", "value", "why not comparable")
-    notes = () if rows else ("no run of a method that this table has",)
+    notes = () if rows else ("no run uses a method of this table",)
     return Block(f"Beside {table.name}", columns, tuple(rows), notes)
 
 
-def _why_not(measured: Measured, score: Score, runs: Sequence[Run]) -> str:
+def _why_not(measured: PublishedProtocol, score: Score, runs: Sequence[Run]) -> str:
     """The compare keys in which a score differs from a published column, or ""."""
     record = next(run.record for run in runs if run.record.method == score.method)
     cell = next(c for p in record.policies if p.name == score.policy if (c := cell_of(p, score.task)))

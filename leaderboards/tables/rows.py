@@ -10,10 +10,10 @@ from opdbench.records.run import RunRecord
 
 def rows(record: RunRecord) -> list[dict[str, Any]]:
     """One row for each policy and task of a run, ready for JSON."""
-    found = []
+    scores = []
     for policy in record.policies:
         for cell in policy.cells:
-            found.append(
+            scores.append(
                 {
                     "method": record.method,
                     "tasks": list(record.tasks),
@@ -32,12 +32,12 @@ def rows(record: RunRecord) -> list[dict[str, Any]]:
                     "key": cell.key,
                 }
             )
-    return found
+    return scores
 
 
 def costs(record: RunRecord) -> list[dict[str, Any]]:
-    """One row a stage and one for the evaluations of the run."""
-    found = [
+    """One row per stage and one per evaluated policy."""
+    stages = [
         {
             "stage": s.name,
             "loss": s.loss,
@@ -52,7 +52,7 @@ def costs(record: RunRecord) -> list[dict[str, Any]]:
     ]
     for policy in record.policies:
         meter = policy.evaluation
-        found.append(
+        stages.append(
             {
                 "stage": f"evaluate {policy.name}",
                 "reused": meter.seconds == 0,
@@ -63,4 +63,4 @@ def costs(record: RunRecord) -> list[dict[str, Any]]:
                 "peak_mib": round(meter.peak_mib),
             }
         )
-    return found
+    return stages

@@ -20,8 +20,8 @@ def load_studies(out: Path) -> list[VarianceRecord]:
 
 def variance_blocks(record: VarianceRecord) -> list[Block]:
     """Estimators by setting, the closed forms beside what was measured, and the settings themselves."""
-    found = [_estimators(setting, list(rows)) for setting, rows in groupby(record.table_rows(), _place)]
-    return [*found, _laws(record), _scenes(record)]
+    shown = [_estimators(list(rows)) for _, rows in groupby(record.table_rows(), _setting_key)]
+    return [*shown, _laws(record), _scenes(record)]
 
 
 def figure(value: float | None, error: float | None, digits: int = 3) -> str:
@@ -31,7 +31,7 @@ def figure(value: float | None, error: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}" + (f" ± {error:.2g}" if error else "")
 
 
-def _place(row: Row) -> tuple[object, ...]:
+def _setting_key(row: Row) -> tuple[object, ...]:
     s = row.setting
     return (s.at, s.sampler, s.steps, s.noise_level, s.side, s.task)
 
@@ -41,7 +41,7 @@ def _name(setting: Setting) -> str:
     return f"{s.task}, student at {s.at}, {s.sampler} {s.noise_level:g}, {s.steps} steps, latent {s.side}"
 
 
-def _estimators(place: tuple[object, ...], rows: Sequence[Row]) -> Block:
+def _estimators(rows: Sequence[Row]) -> Block:
     lines = []
     for row in rows:
         pictures = f"{1 / row.snr:.3g}" if row.snr is not None and row.snr > (row.snr_se or 0) else "-"
@@ -49,7 +49,7 @@ def _estimators(place: tuple[object, ...], rows: Sequence[Row]) -> Block:
         texts += [figure(row.bias, row.bias_se), figure(row.snr, row.snr_se), pictures]
         texts += [figure(row.noise_scale, row.noise_scale_se), figure(row.cosine, row.cosine_se)]
         lines.append(tuple(Text(text) for text in texts))
-    columns = ("estimator", "trace", "x analytic", "bias", "SNR", "pictures for SNR 1", "noise scale", "cosine")
+    columns = ("estimator", "trace", "x analytic", "bias", "SNR", "images for SNR 1", "noise scale", "cosine")
     notes = (
         "gradient of the path's KL (nats) in the adapter's weights; prompts, initial noise and walks redrawn; per "
         "picture; ± jackknife s.e. over draws",
@@ -74,7 +74,7 @@ def _laws(record: VarianceRecord) -> Block:
     columns = ("setting", "estimator", "trace", "closed form", "trace / closed form", "bias")
     notes = (
         "in the coordinate mean / std, at frozen states with only the step's own noise redrawn, summed over steps",
-        "k3 is left out where its closed form is above 1e30: so heavy a tail is never met by sampling",
+        "k3 is omitted where its closed form exceeds 1e30: sampling never reaches so heavy a tail",
     )
     return Block("Closed forms", columns, tuple(lines), notes)
 
@@ -87,9 +87,9 @@ def _scenes(record: VarianceRecord) -> Block:
         lines.append(tuple(Text(text) for text in texts))
     columns = ("setting", "KL", "dropped / kept", "dropped along kept", "seconds")
     notes = (
-        "KL: of the student's path from the teacher's, nats a picture",
-        "dropped / kept: squared norms (unbiased) of the term that OPD leaves out, noise times future KL, and of the "
-        f"one it follows; by `{record.scenes[0].dropped_by}`; trace's projection error is at most "
+        "KL: from the student's path to the teacher's, nats per image",
+        "dropped / kept: squared norm (unbiased) of the term that OPD drops, noise times future KL, divided by that "
+        f"of the term it keeps; measured with `{record.scenes[0].dropped_by}`; trace's projection error is at most "
         f"{record.scenes[0].projection_error:.1%}",
     )
     return Block("Settings", columns, tuple(lines), notes)

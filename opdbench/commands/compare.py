@@ -15,10 +15,10 @@ CompareFormat = Literal["table", "md", "csv", "tex", "html", "json"]
 def compare(
     named: NamedRuns = None,
     runs: RunsOption = Path("runs"),
-    against: Annotated[str | None, typer.Option(help="a published table to show beside, e.g. flow-grpo")] = None,
-    format_: Annotated[CompareFormat, typer.Option("--format", help="for a terminal, a text or a program")] = "table",
+    against: Annotated[str | None, typer.Option(help="also show a published table, e.g. flow-grpo")] = None,
+    format_: Annotated[CompareFormat, typer.Option("--format", help="output format")] = "table",
 ) -> None:
-    """Compare finished runs: scores over seeds, paired tests, teacher-normalised aggregates, cost."""
+    """Compare finished runs: scores over seeds, mean gain, cost and paired tests."""
     from opdbench.commands.terminal import print_comparison
     from opdbench.leaderboards.numbers.runs import load_runs
 
@@ -28,10 +28,10 @@ def compare(
 def report(
     named: NamedRuns = None,
     runs: RunsOption = Path("runs"),
-    to: Annotated[Path, typer.Option(help="where the page goes")] = Path("report.html"),
-    variance: Annotated[Path | None, typer.Option(help="variance record, or its folder, for its figures")] = None,
+    to: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
+    variance: Annotated[Path | None, typer.Option(help="variance record, or its folder, whose figures to show")] = None,
 ) -> None:
-    """Write one HTML page of finished runs, with leaderboard, curves, pictures and origins; it needs no network."""
+    """Write one self-contained HTML page of finished runs: leaderboard, curves, images and provenance."""
     from opdbench.leaderboards.numbers.runs import load_runs
     from opdbench.leaderboards.page.report import write_report
 

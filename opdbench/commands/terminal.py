@@ -17,7 +17,7 @@ from opdbench.leaderboards.numbers.compare import compare
 from opdbench.leaderboards.tables import rows as rows_of
 from opdbench.leaderboards.tables.document import Block, aggregate_block, blocks, probe_blocks, score_block
 from opdbench.leaderboards.tables.formats import RENDERERS, as_csv, visible
-from opdbench.leaderboards.tables.published import find, printed, published_blocks
+from opdbench.leaderboards.tables.published import find, published_blocks, published_numbers
 from opdbench.recipes.config import RELEASED
 from opdbench.records.run import Run, RunRecord
 
@@ -47,7 +47,7 @@ def print_comparison(runs: Sequence[Run], against: str | None, format_: str) -> 
     if format_ == "csv":
         pairs = [pair for column in comparison.columns for pair in column.pairs]
         tables = {"score": comparison.scores, "method": comparison.entries, "pair": pairs, "probe": comparison.probes}
-        sys.stdout.write(as_csv(tables | {"published": printed(table) if table else []}))
+        sys.stdout.write(as_csv(tables | {"published": published_numbers(table) if table else []}))
         return
     shown = blocks(comparison) + (published_blocks(table, comparison, runs) if table else [])
     if format_ == "table":
@@ -57,7 +57,7 @@ def print_comparison(runs: Sequence[Run], against: str | None, format_: str) -> 
 
 
 def print_estimates(rows: Sequence[Mapping[str, Any]], format_: str) -> None:
-    """What `opdbench eval` found."""
+    """Estimates of `opdbench eval`."""
     if format_ == "json":
         print_json(rows)
         return
@@ -68,7 +68,7 @@ def print_estimates(rows: Sequence[Mapping[str, Any]], format_: str) -> None:
 
 
 def print_checks(checks: Sequence[Mapping[str, Any]], format_: str) -> None:
-    """What the doctor found."""
+    """Results of `opdbench doctor`."""
     if format_ == "json":
         print_json(checks)
         return
@@ -78,7 +78,7 @@ def print_checks(checks: Sequence[Mapping[str, Any]], format_: str) -> None:
 
 
 def print_figures(figures: Mapping[str, float], format_: str) -> None:
-    """Named numbers, one a line."""
+    """Named numbers, one per line."""
     if format_ == "json":
         print_json(figures)
         return
@@ -87,7 +87,7 @@ def print_figures(figures: Mapping[str, float], format_: str) -> None:
 
 
 def print_findings(findings: Sequence[Finding], format_: str) -> None:
-    """What a check found."""
+    """Findings of `opdbench check`."""
     if format_ == "json":
         print_json([asdict(finding) for finding in findings])
         return

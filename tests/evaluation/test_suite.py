@@ -86,7 +86,7 @@ def test_the_full_suite_by_the_command_line(tmp_path):
     words += ["--tasks", "ocr", "--suite", "full", "--limit", "2", "--out", str(tmp_path)]
     done = opdbench("run", *words, "--jobs", "1")
     assert done.returncode == 0, done.stderr
-    for title in ("Stage by stage", "Other tasks' prompts", "Drawn otherwise", "KL from the teachers"):
+    for title in ("Stage by stage", "Other tasks' prompts", "Changed prompts and guidance", "KL from the teachers"):
         assert title in done.stdout
     record = RunRecord.load(next(tmp_path.glob("opd-*")))
     probes = {(p.kind, p.policy, p.task, p.on): p.estimate for p in record.probes}

@@ -13,7 +13,7 @@ from records import LEVELS, World, illustrate, illustrated_runs, make_run, make_
 from opdbench.leaderboards.numbers.compare import compare
 from opdbench.leaderboards.numbers.runs import group_runs, load_runs
 from opdbench.leaderboards.page import charts, figures
-from opdbench.leaderboards.page.charts import Line, Names, Point
+from opdbench.leaderboards.page.charts import ChartText, CurvePoint, Series
 from opdbench.leaderboards.page.report import page
 from opdbench.records.store import POINTS
 
@@ -82,9 +82,9 @@ def test_a_methods_budgets_share_a_colour(tmp_path):
 
 
 def test_names_beside_dots_are_apart_and_stay_in_the_plot():
-    lines = [Line(str(k), 1, (Point(100.0 + k % 2, 0.1 * (k // 3)),), dots=True) for k in range(5)]
-    far = Line("far", 1, (Point(10.0, 0.0),), dots=True)
-    chart = charts.draw(Names("", "", "", ""), [*lines, far])
+    lines = [Series(str(k), 1, (CurvePoint(100.0 + k % 2, 0.1 * (k // 3)),), dots=True) for k in range(5)]
+    far = Series("far", 1, (CurvePoint(10.0, 0.0),), dots=True)
+    chart = charts.draw(ChartText("", "", "", ""), [*lines, far])
     *marks, alone = chart.marks
     assert chart.frame == charts.SMALL
     assert_apart(marks, chart.frame)
@@ -93,8 +93,8 @@ def test_names_beside_dots_are_apart_and_stay_in_the_plot():
 
 @pytest.mark.parametrize("count", [7, 12, 40])
 def test_many_names_stand_in_a_column(count):
-    lines = [Line(str(k), 1, (Point(100.0 * k, 0.1 * (k // 3)),), dots=True) for k in range(count)]
-    chart = charts.draw(Names("", "", "", ""), lines)
+    lines = [Series(str(k), 1, (CurvePoint(100.0 * k, 0.1 * (k // 3)),), dots=True) for k in range(count)]
+    chart = charts.draw(ChartText("", "", "", ""), lines)
     assert chart.frame.column
     assert_apart(chart.marks, chart.frame)
 
@@ -122,8 +122,8 @@ def test_nothing_cheaper_beats_the_frontier(runs):
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("values", [[1.0], [0.5, 0.5], [1e-9, 3e4], [2.0, 3.0, 5e5]])
 def test_every_point_and_tick_is_inside_the_plot(values, log):
-    line = Line("a", 1, tuple(Point(v, v, v / 2) for v in values))
-    chart = charts.draw(Names("t", "", "x", "y"), [line], log_x=log)
+    line = Series("a", 1, tuple(CurvePoint(v, v, v / 2) for v in values))
+    chart = charts.draw(ChartText("t", "", "x", "y"), [line], log_x=log)
     places = [tuple(map(float, p.split(","))) for p in chart.marks[0].path[1:].split("L")]
     assert places == sorted(places, key=lambda p: (p[0], -p[1]))
     frame = chart.frame

@@ -192,7 +192,7 @@ def test_pictures_that_methods_share_are_shown_once(runs):
 def test_a_broken_picture_is_one_clear_line(tmp_path):
     folder = illustrate(make_run(tmp_path, "opd", 0))
     (folder / "pictures" / "000.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"cannot read picture .*000\.png.*run it again"):
+    with pytest.raises(UserError, match=r"cannot read picture .*000\.png.*rerun the command"):
         page(load_runs([folder]))
 
 

@@ -48,7 +48,7 @@ def test_probes_are_tables_of_their_own(runs):
     policies = [row[1].text for row in shown["Stage by stage"].rows]
     assert policies == ["base", "start", "teacher-ocr", "teacher-geneval", "student"]
     assert shown["Other tasks' prompts"].columns == ("method", "policy", "ocr on geneval")
-    assert shown["Drawn otherwise"].columns[2:] == ("ocr, guidance 2",)
+    assert shown["Changed prompts and guidance"].columns[2:] == ("ocr, guidance 2",)
     assert "KL from the teachers" in shown
     assert not {"Stage by stage", "KL from the teachers"} & {block.title for block in blocks(compare(even))}
     lines = csv.DictReader(io.StringIO(as_csv({"probe": comparison.probes})))
