@@ -1,4 +1,4 @@
-"""The command line: the verbs of `opdbench.commands`, and how errors end."""
+"""The command line: the commands of `opdbench.commands`, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ for name, verb in {
 
 
 def main() -> NoReturn:
-    """Entry point: a user's mistake is one line and exit code 2, and so is a torchvision that breaks every import."""
+    """Entry point. A user's mistake, or a torchvision that breaks every import, is one line and exit code 2."""
     from opdbench.environment import broken_torchvision, quiet_libraries
 
     quiet_libraries()

@@ -18,14 +18,14 @@ SAMPLERS = (*DETERMINISTIC, "flow-sde", "dance-sde", "cps")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One thing to draw.
+    """A text to draw, and what a judge needs to know about it.
 
     Attributes:
         id: unique and stable, for example `ocr/test/0412`.
         text: what the model reads.
         task: name of the evaluator that it belongs to.
         spec: the evaluator's own payload: GenEval metadata, or `{"target": word}`.
-        images: pictures to make of it in an evaluation.
+        images: pictures drawn per evaluation.
     """
 
     id: str
@@ -41,8 +41,8 @@ class Sampler:
 
     Attributes:
         name: one of `SAMPLERS`.
-        steps: number of denoising steps.
-        noise_level: a of flow-sde and cps, eta of dance-sde; 0 is Euler, and cps takes at most 1.
+        steps: number of denoising steps per picture.
+        noise_level: `a` of flow-sde and cps, `eta` of dance-sde; 0 is Euler, and cps takes at most 1.
         guidance: classifier-free guidance scale; 1 is a single conditional pass.
     """
 
@@ -59,21 +59,21 @@ class Sampler:
         if self.noise_level < 0 or self.guidance < 0:
             raise UserError(f"noise_level {self.noise_level} and guidance {self.guidance} must not be negative")
         if self.noise_level > 0 and self.name in DETERMINISTIC:
-            raise UserError(f"noise_level is {self.noise_level}; sampler {self.name!r} takes 0 alone")
+            raise UserError(f"noise_level is {self.noise_level}; sampler {self.name!r} takes only 0")
         if self.noise_level > 1 and self.name == "cps":
             raise UserError(f"noise_level is {self.noise_level}; sampler {self.name!r} takes 0 to 1")
 
 
 @dataclass(frozen=True)
 class Score:
-    """What an evaluator says of one picture.
+    """An evaluator's answer for one picture.
 
     Attributes:
         value: the metric; None if the picture could not be scored, and then `reason` says why.
         reward: what RL maximises; the metric itself unless the evaluator has a denser form.
         reason: why the picture is wrong, or unscored.
         details: evidence that can be written as JSON (boxes, recognised text).
-        metrics: further numbers of the same picture by name, each with an estimate of its own.
+        metrics: further numbers of the same picture by name; each gets its own estimate.
     """
 
     value: float | None
@@ -108,7 +108,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The only way in which a number travels.
+    """A reported number with its uncertainty; no number is passed on without one.
 
     Attributes:
         value, se: mean and its standard error, clustered by prompt; None if nothing was scored.
@@ -146,7 +146,7 @@ class Evaluator(Protocol):
         ...
 
     def score(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Score]:
-        """One score a picture (RGB); `images[i]` was made for `prompts[i]`."""
+        """One score per picture (RGB); `images[i]` was made for `prompts[i]`."""
         ...
 
 
@@ -189,11 +189,11 @@ class Meter:
     peak_mib: float = 0.0
 
     def count(self, role: str, pictures: int, passes: int = 1, grad: bool = False) -> None:
-        """Add the forwards of one velocity of `pictures` pictures."""
+        """Add the forwards of one velocity evaluation of `pictures` pictures."""
         self.forwards[role] = self.forwards.get(role, 0) + pictures * passes * (3 if grad else 1)
 
     def add(self, other: Meter) -> None:
-        """Add what another process or update counted; seconds and memory are of the whole."""
+        """Add the counts of another process or update; seconds and memory are kept, as they belong to the whole."""
         for role, forwards in other.forwards.items():
             self.forwards[role] = self.forwards.get(role, 0) + forwards
         self.images += other.images

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def command_line() -> str:
-    """What was typed."""
+    """The shell-quoted command line."""
     return shlex.join(["opdbench", *sys.argv[1:]])
 
 
@@ -53,7 +53,7 @@ def _commit() -> str:
 
 
 def broken_torchvision() -> str:
-    """What is wrong with torchvision, or "": built for another torch, it breaks the import of all model libraries."""
+    """Describe a torchvision that breaks the import of all model libraries, or return ""; seen beside another torch."""
     if find_spec("torchvision") is None:
         return ""
     try:
@@ -65,12 +65,12 @@ def broken_torchvision() -> str:
 
 
 def quiet_libraries() -> None:
-    """Settings that must precede torch and the model libraries; the user's own values win."""
+    """Set defaults that must precede torch and the model libraries; the user's own values win."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a spinning thread starves the other process
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two are no faster for the embedded model; bits depend on it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two are no faster for the embedded model, and the bits depend on it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a line for each retry, where one in the end will do
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one final line instead of a line per retry
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")

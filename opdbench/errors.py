@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one clear line, exit code 2, no traceback."""
+"""Errors that the user can fix: one clear line, exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class AbsentError(UserError):
-    """What is asked for is not on this machine: weights, a package, a server. Nothing that is here is wrong."""
+    """A required package, server or weight file is missing."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -1,1 +1,1 @@
-"""The verbs of the command line, a file per verb; heavy imports stay inside the functions."""
+"""The verbs of the command line, one file per verb; heavy imports stay inside the functions."""

@@ -1,4 +1,4 @@
-"""The verb `opdbench bench`; what is heavy is imported inside it."""
+"""The command `opdbench bench`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from opdbench.commands.options import FormatOption, ModelOption
 from opdbench.core import Meter, Sample, Sampler
 
 TASKS = ("ocr", "geneval")
@@ -22,14 +23,14 @@ LOAD = "import sys; from opdbench.diffusion.model import Model; Model(sys.argv[1
 
 
 def bench(
-    model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
-    preset: Annotated[str | None, typer.Option(help="settings laid over the recipe: sd35, or a file")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="rounds; medians are taken")] = 5,
-    compiled: Annotated[bool, typer.Option("--compiled", help="our side through torch.compile: minutes first")] = False,
-    format_: Annotated[Literal["table", "json"], typer.Option("--format", help="table or json")] = "table",
+    model: ModelOption = "tiny",
+    preset: Annotated[str | None, typer.Option(help="preset applied to the recipe: sd35, or a file")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="repetitions; medians are reported")] = 5,
+    compiled: Annotated[bool, typer.Option("--compiled", help="use torch.compile for opdbench; slow start")] = False,
+    format_: FormatOption = "table",
 ) -> None:
-    """Measure this machine: an update against the official two-pass loop, FLOPs used, pictures a second."""
-    from opdbench.commands.speed import bench as measure
+    """Measure speed on this machine: updates against the official loop, FLOPs utilisation, pictures per second."""
+    from opdbench.commands.speed import measure
     from opdbench.commands.terminal import print_figures
     from opdbench.diffusion.model import Model
     from opdbench.recipes.config import load_recipe
@@ -37,9 +38,9 @@ def bench(
     from opdbench.registry import preset as find_preset
 
     over = find_preset(preset) if preset else None
-    found = load_recipe(recipe("opd"), TASKS, (), recipes(), over)
-    stage = replace(found.stages[-1], compiled=compiled)
-    loaded = Model(model, resolution=found.resolution)
+    plan = load_recipe(recipe("opd"), TASKS, (), recipes(), over)
+    stage = replace(plan.stages[-1], compiled=compiled)
+    loaded = Model(model, resolution=plan.resolution)
     figures = measure(loaded, {task: evaluator(task) for task in TASKS}, stage, repeats)
     figures |= {"help_seconds": _seconds(MAIN, "--help"), "load_seconds": _seconds(LOAD, model)}
     with tempfile.TemporaryDirectory() as folder:
@@ -48,12 +49,12 @@ def bench(
 
 
 def _seconds(code: str, *words: str) -> float:
-    """Seconds from the shell to the end of some Python."""
+    """Seconds that a new Python process takes to run `code`."""
     return _best(lambda: subprocess.run([sys.executable, "-c", code, *words], capture_output=True, check=True))
 
 
 def _best(job: Callable[[], object]) -> float:
-    """Seconds of a job, the best of three."""
+    """Shortest of three timings of a job, in seconds."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -63,7 +64,7 @@ def _best(job: Callable[[], object]) -> float:
 
 
 def compared(out: Path, seeds: int = 3) -> float:
-    """Scored pictures that `compare` reads and tests a second: two methods, whose rows are the shipped evaluations."""
+    """Scored pictures per second that `compare` reads and tests, on two methods made of the shipped evaluations."""
     from opdbench.leaderboards.numbers.compare import compare
     from opdbench.leaderboards.numbers.runs import load_runs
     from opdbench.records.rows import read_samples
@@ -73,16 +74,16 @@ def compared(out: Path, seeds: int = 3) -> float:
     for path in sorted((shipped() / "evals").glob("*.jsonl")):
         samples = read_samples(path)
         rows[samples[0].task].append(samples)
-    places, count = [], 0
+    folders, count = [], 0
     for number in range(2 * seeds):
-        drawn = {task: found[number % len(found)] for task, found in rows.items()}
-        places.append(_record(out / str(number), "ab"[number % 2], number // 2, drawn))
+        drawn = {task: sets[number % len(sets)] for task, sets in rows.items()}
+        folders.append(_record(out / str(number), "ab"[number % 2], number // 2, drawn))
         count += sum(map(len, drawn.values()))
-    return count / _best(lambda: compare(load_runs(places)))
+    return count / _best(lambda: compare(load_runs(folders)))
 
 
 def _record(folder: Path, method: str, seed: int, rows: Mapping[str, Sequence[Sample]]) -> Path:
-    """A finished run whose student has these rows by task."""
+    """Write a finished run whose student has these rows by task."""
     from opdbench.recipes.config import Recipe, RunConfig
     from opdbench.records.rows import write_samples
     from opdbench.records.run import Cell, PolicyResult, RunRecord

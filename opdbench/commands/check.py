@@ -14,12 +14,12 @@ from opdbench.errors import unknown
 def check(
     named: NamedRuns = None,
     runs: RunsOption = Path("runs"),
-    only: Annotated[list[str] | None, typer.Option(help="a layer; may be repeated; all if none")] = None,
-    references: Annotated[Path | None, typer.Option(help="reference values; the package's own if absent")] = None,
-    record: Annotated[bool, typer.Option("--record", help="make the reference values from the runs")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="layer to check; repeatable; all layers by default")] = None,
+    references: Annotated[Path | None, typer.Option(help="reference values; the package's by default")] = None,
+    record: Annotated[bool, typer.Option("--record", help="write reference values from the runs")] = False,
     format_: FormatOption = "table",
 ) -> None:
-    """Say whether the numbers are reproduced: 0 yes, 1 diverged, 3 inconclusive, 4 not comparable."""
+    """Compare runs with reference values. Exit code: 0 reproduced, 1 diverged, 3 inconclusive, 4 not comparable."""
     from opdbench.commands.terminal import print_findings
     from opdbench.environment import environment
     from opdbench.leaderboards.check import check as checks
@@ -31,11 +31,11 @@ def check(
     for layer in only or ():
         if layer not in checks.LAYERS:
             raise unknown("layer", layer, checks.LAYERS)
-    found, path = load_runs(find_runs(named, runs)), references or default_path()
+    loaded, path = load_runs(find_runs(named, runs)), references or default_path()
     if record:
-        made = checks.record(found, path, environment())
-        print(f"{path}: {sum(len(group.cells) for group in made.groups)} cells, {len(made.figures)} figures")
+        written = checks.record(loaded, path, environment())
+        print(f"{path}: {sum(len(group.cells) for group in written.groups)} cells, {len(written.figures)} figures")
         return
-    findings = checks.check(found, path, only or checks.LAYERS, environment(), load_studies(runs))
+    findings = checks.check(loaded, path, only or checks.LAYERS, environment(), load_studies(runs))
     print_findings(findings, format_)
     raise typer.Exit(exit_code(findings))

@@ -7,22 +7,22 @@ from typing import Annotated
 
 import typer
 
-from opdbench.commands.options import FormatOption
+from opdbench.commands.options import FormatOption, SourceOption
 
 
 def doctor(
-    judges: Annotated[str, typer.Option(help="judges that must be here, with commas between")] = "",
-    source: Annotated[list[str] | None, typer.Option(help="judge=folder, hub id or address; may be repeated")] = None,
+    judges: Annotated[str, typer.Option(help="judges that must be available, comma-separated")] = "",
+    source: SourceOption = None,
     format_: FormatOption = "table",
 ) -> None:
-    """Check that the model loads, which judges are here, and that each knows pictures with known answers."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it looks, and fetches nothing
-    from opdbench.commands.examine import examine
+    """Check that the model loads, which judges are available, and that each scores known pictures correctly."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it only looks at this machine and downloads nothing
+    from opdbench.commands.doctor_checks import run_checks
     from opdbench.commands.terminal import print_checks
     from opdbench.registry import parse_sources, parse_tasks
 
     wanted = parse_tasks(judges, ("judges",)) if judges else ()
-    checks = examine(wanted, parse_sources(source or (), wanted))
+    checks = run_checks(wanted, parse_sources(source or (), wanted))
     print_checks(checks, format_)
     if any(check["ok"] is False for check in checks):
         raise typer.Exit(1)

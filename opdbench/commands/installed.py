@@ -1,4 +1,4 @@
-"""The verbs `opdbench list` and `opdbench data`: what is installed, and what can be fetched."""
+"""The commands `opdbench list` and `opdbench data`: what is installed, and what can be downloaded."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ from opdbench.errors import UserError
 
 
 def list_(format_: FormatOption = "table") -> None:
-    """Methods, losses, tasks and judges that are installed."""
+    """List the installed methods, losses, tasks and judges."""
     from opdbench import registry
     from opdbench.commands.terminal import print_json
 
-    found = {
+    installed = {
         "methods": sorted(registry.recipes()),
         "losses": registry.names("losses"),
         "tasks": registry.names("evaluators"),
         "judges": registry.names("judges"),
     }
     if format_ == "json":
-        print_json(found)
+        print_json(installed)
     else:
-        for kind, names in found.items():
+        for kind, names in installed.items():
             print(f"{kind:8} {', '.join(names)}")
 
 
 def data(
-    action: Annotated[Literal["pull", "list"], typer.Argument(help="fetch sets, or say which are here")],
+    action: Annotated[
+        Literal["pull", "list"], typer.Argument(help="pull: download prompt sets; list: show which are downloaded")
+    ],
     names: Annotated[list[str] | None, typer.Argument(help="prompt sets")] = None,
 ) -> None:
-    """Prompt sets of real benchmarks, pinned by revision and sha256."""
+    """Download the prompt sets of real benchmarks, pinned by revision and sha256."""
     from opdbench import prompt_sets as sets
 
     if action == "list":
-        for name, one in sets.SETS.items():
-            state = "here" if sets.local_path(name).exists() else "to pull"
-            print(f"{name:10} {state:8} {one.repository}@{one.revision[:7]} {one.path}  licence: {one.licence}")
+        for name, source in sets.SETS.items():
+            state = "local" if sets.local_path(name).exists() else "remote"
+            print(f"{name:10} {state:8} {source.repository}@{source.revision[:7]} {source.path}, {source.licence}")
         return
     if not names:
-        raise UserError(f"no prompt set named; expected some of {', '.join(sets.SETS)}")
+        raise UserError(f"no prompt set given; expected one or more of {', '.join(sets.SETS)}")
     for name in names:
         print(sets.pull(name))

@@ -1,9 +1,12 @@
-"""How fast this machine does the benchmark's work: ratios within one process, and shares of its own peak.
+"""Speed measurements of `opdbench bench`: ratios within one process, and shares of the machine's own peak.
 
-The fused walk of `opd` is held against the structure of the official code (roll out, replay the teachers,
-replay the student), twice: with the same attention, adapters and dtypes, so that structure alone differs;
-and with the libraries' defaults (PyTorch's own choice of attention, every teacher an unmerged PEFT adapter
+The fused walk of `opd` is compared with the structure of the official code (roll out, replay the teachers,
+replay the student) in two ways: with the same attention, adapters and dtypes, so that only the structure differs;
+and with the libraries' defaults (PyTorch's choice of attention, every teacher an unmerged PEFT adapter
 on one backbone). Repetitions alternate, and medians are compared.
+
+`Unmerged` and `two_pass` imitate the official code, its guidance formula included. They exist only to be timed and
+compared; everything that trains or evaluates applies guidance in `Policy.velocity`.
 """
 
 from __future__ import annotations
@@ -34,11 +37,11 @@ from opdbench.recipes.config import Stage
 from opdbench.runs.trainer import Trainer
 
 OFFICIAL = 3
-"""Pictures that the official code's loop has on a GPU at once."""
+"""Pictures per forward of the official code's loop on a GPU."""
 
 
 def two_pass(batch: Batch, actors: Actors, loss: OPD) -> Iterator[Tensor]:
-    """The official code's structure: states, then the teachers' means at each, then one loss a step."""
+    """The official code's structure: states, then the teachers' means at each, then one loss per step."""
     student = actors.student.at(batch.condition)
     with torch.no_grad():
         states = [(step.transition, step.x) for step in walk(student, batch.noise, actors.steps)]
@@ -51,7 +54,7 @@ def two_pass(batch: Batch, actors: Actors, loss: OPD) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Unmerged:
-    """A policy as the libraries make it: one of several PEFT adapters on a shared backbone, switched by name."""
+    """The official code's policy: one of several PEFT adapters on a shared backbone, switched by name."""
 
     network: Any
     adapter: str
@@ -61,7 +64,7 @@ class Unmerged:
 
     @property
     def passes(self) -> int:
-        """Denoiser forwards a velocity."""
+        """Denoiser forwards per velocity."""
         return 1 if self.guidance == 1 else 2
 
     def velocity(self, x: Tensor, t: float | Tensor, condition: Condition) -> Tensor:
@@ -70,16 +73,16 @@ class Unmerged:
             self.network.set_adapter(self.adapter)
         rows = torch.cat([self.empty.states.expand_as(condition.states), condition.states])
         pooled = torch.cat([self.empty.pooled.expand_as(condition.pooled), condition.pooled])
-        one = self.passes == 1
+        conditional = self.passes == 1
         with self.mixed:
             out: Tensor = self.network(
-                hidden_states=x if one else torch.cat([x, x]),
+                hidden_states=x if conditional else torch.cat([x, x]),
                 timestep=torch.full((len(x) * self.passes,), 1000 * float(t), device=x.device),
-                encoder_hidden_states=condition.states if one else rows,
-                pooled_projections=condition.pooled if one else pooled,
+                encoder_hidden_states=condition.states if conditional else rows,
+                pooled_projections=condition.pooled if conditional else pooled,
                 return_dict=False,
             )[0]
-        if one:
+        if conditional:
             return out.float()
         without, with_text = out.float().chunk(2)
         return without + self.guidance * (with_text - without)
@@ -104,7 +107,7 @@ def unmerged(actors: Actors, lora: Lora) -> Actors:
 
 def timed(jobs: Mapping[str, Callable[[], object]], repeats: int, sync: Callable[[], None]) -> dict[str, float]:
     """Median seconds of each job over `repeats` rounds, after one round that is not counted."""
-    found: dict[str, list[float]] = {name: [] for name in jobs}
+    measured: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(repeats + 1):
         for name, job in jobs.items():
             sync()
@@ -112,8 +115,8 @@ def timed(jobs: Mapping[str, Callable[[], object]], repeats: int, sync: Callable
             job()
             sync()
             if turn:
-                found[name].append(time.perf_counter() - start)
-    return {name: median(times) for name, times in found.items()}
+                measured[name].append(time.perf_counter() - start)
+    return {name: median(times) for name, times in measured.items()}
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, sync: Callable[[], None], threads: int) -> float:
@@ -132,7 +135,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, sync: Callable[[], Non
     return 2 * size**3 / best
 
 
-def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repeats: int) -> dict[str, float]:
+def measure(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repeats: int) -> dict[str, float]:
     """Measure an update of `stage`, a distillation, against the two-pass loop, and the parts of a rollout.
 
     The teachers are copies of the base model: what they have learnt changes no cost. Where not all pictures go
@@ -151,20 +154,20 @@ def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repea
     actors, loss, walker = trainer.actors, OPD(**stage.options), teachers[stage.tasks[0]]
     plain = unmerged(replace(actors, student=model.student(frozen.lora, stage.sampler.guidance, 0)), frozen.lora)
     images = model.decode(_rollout(trainer.batch(0), walker, actors))
-    rows = {task: found.tolist() for task, found in trainer.batch(0).rows_by_task().items()}
+    rows = {task: numbers.tolist() for task, numbers in trainer.batch(0).rows_by_task().items()}
     prompts = trainer.batch(0).prompts
     single, most = replace(actors, threads=False), stage.at_once
     theirs = most and OFFICIAL
     jobs: dict[str, Callable[[], object]] = {
-        "fused": lambda: learn(trainer.batch(0), most, lambda part: loss.losses(part, single)),
-        "two_pass": lambda: learn(trainer.batch(0), most, lambda part: two_pass(part, actors, loss)),
-        "default": lambda: learn(trainer.batch(0), theirs, lambda part: two_pass(part, plain, loss)),
+        "fused": lambda: learn(trainer.batch(0), most, lambda batch: loss.losses(batch, single)),
+        "two_pass": lambda: learn(trainer.batch(0), most, lambda batch: two_pass(batch, actors, loss)),
+        "default": lambda: learn(trainer.batch(0), theirs, lambda batch: two_pass(batch, plain, loss)),
         "update": lambda: trainer.update(0),
         "rollout": lambda: _rollout(trainer.batch(0), walker, actors),
         "pictures": lambda: model.decode(_rollout(trainer.batch(0), walker, actors)),
     }
-    for task, found in rows.items():
-        score = partial(evaluators[task].score, [images[k] for k in found], [prompts[k] for k in found])
+    for task, numbers in rows.items():
+        score = partial(evaluators[task].score, [images[k] for k in numbers], [prompts[k] for k in numbers])
         jobs[task] = score
     seconds = timed(jobs, repeats, sync)
     threads = torch.get_num_threads()
@@ -178,13 +181,13 @@ def bench(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, repea
         "flops_utilisation_update": flops(jobs["fused"]) / seconds["update"] / peak,
         "updates_per_second": 1 / seconds["update"],
         "images_per_second": len(images) / seconds["pictures"],
-        **{f"scored_per_second[{task}]": len(found) / seconds[task] for task, found in rows.items()},
+        **{f"scored_per_second[{task}]": len(numbers) / seconds[task] for task, numbers in rows.items()},
         "peak_mib": peak_mib(model.device.type),
     }
 
 
 def flops(job: Callable[[], object]) -> float:
-    """Floating-point operations of the matrix products of a job, two a multiply-add."""
+    """Floating-point operations of a job's matrix products; a multiply-add counts two."""
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         job()
     return float(counter.get_total_flops())
@@ -195,11 +198,11 @@ def _nothing() -> None:
 
 
 def learn(batch: Batch, most: int, losses: Callable[[Batch], Iterator[Tensor]]) -> None:
-    """The gradient of a mean over the pictures, of at most so many of them at once."""
+    """Accumulate the gradient of a mean over the pictures, at most `most` pictures at once."""
     for rows in batch.whole_prompts(most):
-        part = batch[rows]
-        for loss in losses(part):
-            (len(part) / len(batch) * loss).backward()
+        chunk = batch[rows]
+        for loss in losses(chunk):
+            (len(chunk) / len(batch) * loss).backward()
 
 
 def _rollout(batch: Batch, policy: Policy, actors: Actors) -> Tensor:

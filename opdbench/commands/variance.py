@@ -1,14 +1,15 @@
-"""The verb `opdbench variance`."""
+"""The command `opdbench variance`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from opdbench.commands.options import FormatOption, ModelOption, OutOption, SetOption
 from opdbench.errors import UserError, unknown
 from opdbench.variance.study import Point, run_study
 
@@ -20,23 +21,23 @@ Value = TypeVar("Value", int, float)
 
 def variance(
     method: Annotated[str, typer.Option(help="recipe whose last stage has teachers")] = "opd",
-    tasks: Annotated[str, typer.Option(help="tasks, with commas between")] = "ocr,geneval",
-    model: Annotated[str, typer.Option(help="tiny, a folder, or a hub id of an SD3 pipeline")] = "tiny",
-    at: Annotated[str, typer.Option(help="stages that are the student; what it starts from if empty")] = "",
-    sampler: Annotated[str, typer.Option(help="samplers with noise")] = "flow-sde",
-    steps: Annotated[str, typer.Option(help="numbers of steps; the recipe's if empty")] = "",
-    noise_levels: Annotated[str, typer.Option(help="noise levels")] = "0.1,0.3,0.7,1.0",
-    side: Annotated[str, typer.Option(help="sides of the latent; the model's own if empty")] = "",
-    redraws: Annotated[int, typer.Option(min=12, help="pictures an estimator, in groups of 4")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="of the policies, and of all draws")] = 0,
-    pathwise: Annotated[bool, typer.Option(help="also through the sampler; memory grows with steps")] = True,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value; may be repeated")] = None,
-    config: Annotated[Path | None, typer.Option(help="a recipe file instead of --method")] = None,
-    out: Annotated[Path, typer.Option("--out", help="folder of the runs")] = Path("runs"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="processes; 2 on a CPU and 1 on a GPU if absent")] = None,
-    format_: Annotated[Literal["table", "json"], typer.Option("--format", help="table or json")] = "table",
+    tasks: Annotated[str, typer.Option(help="tasks, comma-separated")] = "ocr,geneval",
+    model: ModelOption = "tiny",
+    at: Annotated[str, typer.Option(help="stages used as the student; default: the one that it starts from")] = "",
+    sampler: Annotated[str, typer.Option(help="stochastic samplers, comma-separated")] = "flow-sde",
+    steps: Annotated[str, typer.Option(help="numbers of steps, comma-separated; the recipe's by default")] = "",
+    noise_levels: Annotated[str, typer.Option(help="noise levels, comma-separated")] = "0.1,0.3,0.7,1.0",
+    side: Annotated[str, typer.Option(help="sides of the latent, comma-separated; the model's by default")] = "",
+    redraws: Annotated[int, typer.Option(min=12, help="pictures per estimator, in groups of 4")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the policies and of all draws")] = 0,
+    pathwise: Annotated[bool, typer.Option(help="add the gradient through the sampler; needs more memory")] = True,
+    set_: SetOption = None,
+    config: Annotated[Path | None, typer.Option(help="recipe file, used instead of --method")] = None,
+    out: OutOption = Path("runs"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes; default: 2 on a CPU, 1 on a GPU")] = None,
+    format_: FormatOption = "table",
 ) -> None:
-    """Measure bias and variance of the distillation gradient's estimators; lists are swept over."""
+    """Measure bias and variance of the distillation gradient's estimators. Comma-separated values form a grid."""
     from opdbench.environment import command_line
     from opdbench.files import check_writable
     from opdbench.recipes.config import RunConfig, load_recipe
@@ -45,7 +46,7 @@ def variance(
     wanted = parse_tasks(tasks)
     plan = load_recipe(config or recipe(method), wanted, set_ or [])
     if not plan.stages or not set(wanted) <= {task for task, _ in plan.stages[-1].teachers}:
-        raise UserError(f"recipe {plan.name!r} ends without a teacher for each of {', '.join(wanted)}; try opd")
+        raise UserError(f"recipe {plan.name!r} does not end with a teacher for each of {', '.join(wanted)}; try opd")
     own = plan.stages[-1].sampler
     grid = list(
         product(
@@ -105,14 +106,14 @@ def _check_samplers(grid: Sequence[Point]) -> None:
 
 
 def _names(text: str) -> list[str]:
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    if not found or len(set(found)) < len(found):
-        raise UserError(f"bad list {text!r}; expected names with commas between, each once")
-    return found
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"bad list {text!r}; expected comma-separated values, each once")
+    return names
 
 
 def _numbers(what: str, text: str, kind: Callable[[Any], Value]) -> list[Value]:
     try:
-        return [kind(part) for part in _names(text)]
+        return [kind(name) for name in _names(text)]
     except ValueError:
-        raise UserError(f"{what} is {text!r}; expected numbers with commas between") from None
+        raise UserError(f"{what} is {text!r}; expected comma-separated numbers") from None

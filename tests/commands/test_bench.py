@@ -30,7 +30,7 @@ def evaluators():
 
 
 def test_every_figure(model, evaluators, stage):
-    found = bench.bench(model, evaluators, stage, 1)
+    found = bench.measure(model, evaluators, stage, 1)
     assert {"two_pass_over_fused", "default_two_pass_over_update", "matmul_peak_tflops", "peak_mib"} <= set(found)
     assert all(value > 0 for value in found.values())
     assert found["flops_utilisation_rollout"] < 1

@@ -12,7 +12,7 @@ from command import opdbench
 from PIL import Image, ImageColor
 
 from opdbench import environment
-from opdbench.commands import examine
+from opdbench.commands import doctor_checks
 from opdbench.core import Score
 from opdbench.evaluators.geneval.colors import ClipColors
 from opdbench.evaluators.ocr.judge import OCR
@@ -30,14 +30,14 @@ class Constant(OCR):
 
 
 def test_the_real_ocr_engine_reads_the_sign():
-    found = examine.compare_references(OCR())
+    found = doctor_checks.compare_references(OCR())
     assert found["ok"], found
     assert "sign.png 1 (noise 0)" in found["what"]
 
 
 @pytest.mark.parametrize("value", [None, 0.0, 1.0])
 def test_a_blind_judge_fails(value):
-    assert not examine.compare_references(Constant(value))["ok"]
+    assert not doctor_checks.compare_references(Constant(value))["ok"]
 
 
 CASES = [(2, 1, 0, True), (1, 2, 0, False), (2, 1, 2, False), (1, 1, 0, True)]
@@ -59,16 +59,16 @@ def test_photos_are_compared_with_noise_and_with_one_another(own, other, noise, 
             values = [own if s == p.id else noise if s is None else other for s, p in zip(shown, prompts, strict=True)]
             return [Score(float(v), None) for v in values]
 
-    assert examine.compare_references(Judge())["ok"] is ok
+    assert doctor_checks.compare_references(Judge())["ok"] is ok
 
 
 def test_absent_weights_are_told():
-    found = examine.check_judge("geneval-mask2former", "/nowhere")
+    found = doctor_checks.check_judge("geneval-mask2former", "/nowhere")
     assert not found["ok"]
     assert "cannot load the GenEval detector" in found["what"]
-    assert examine.check_judge("unifiedreward", None)["ok"] is False
-    assert examine.check_judge("unifiedreward", None, needed=False)["ok"] is None
-    assert examine.check_judge("unifiedreward", "ftp://x", needed=False)["ok"] is False
+    assert doctor_checks.check_judge("unifiedreward", None)["ok"] is False
+    assert doctor_checks.check_judge("unifiedreward", None, needed=False)["ok"] is None
+    assert doctor_checks.check_judge("unifiedreward", "ftp://x", needed=False)["ok"] is False
 
 
 class Sets:
@@ -87,21 +87,23 @@ class Sets:
 
 @pytest.mark.parametrize(("answer", "ok"), [(None, True), (0.0, False), (0.5, False)])
 def test_pictures_that_differ_must_differ_and_copies_must_not(answer, ok):
-    assert examine.compare_references(Sets(answer))["ok"] is ok
+    assert doctor_checks.compare_references(Sets(answer))["ok"] is ok
 
 
 @pytest.mark.parametrize("right", [True, False])
 def test_the_colour_classifier_is_asked_for_plain_colours(right, monkeypatch):
     def classify(self, image, boxes, masks, name):
-        return [next(c for c in examine.PLAIN if image.getpixel((9, 9)) == ImageColor.getrgb(c)) if right else "red"]
+        return [
+            next(c for c in doctor_checks.PLAIN if image.getpixel((9, 9)) == ImageColor.getrgb(c)) if right else "red"
+        ]
 
     monkeypatch.setattr(ClipColors, "__call__", classify)
-    assert examine.check_colors(needed=True)["ok"] is right
+    assert doctor_checks.check_colors(needed=True)["ok"] is right
 
 
 def test_an_absent_colour_classifier_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    assert [examine.check_colors(needed)["ok"] for needed in (True, False)] == [False, None]
+    assert [doctor_checks.check_colors(needed)["ok"] for needed in (True, False)] == [False, None]
 
 
 def broken_import(*args):
@@ -119,7 +121,7 @@ def test_a_torchvision_of_another_torch_is_recognised(monkeypatch):
     monkeypatch.setattr(environment, "version", lambda name: "0.1")
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    (row,) = examine.examine()
+    (row,) = doctor_checks.run_checks()
     assert not row["ok"]
     assert "uninstall it, or install both" in row["what"]
     # Every other command says the same once an import has failed, and a failure of another origin stays one.

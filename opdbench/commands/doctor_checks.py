@@ -1,6 +1,6 @@
-"""`opdbench doctor`: whether the model loads, which judges are here, and if each knows pictures with known answers.
+"""The checks of `opdbench doctor`: the model loads, and each available judge scores known pictures correctly.
 
-It looks at what is on this machine and fetches nothing.
+Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from opdbench.core import Evaluator, Prompt, compares
+from opdbench.core import Evaluator, Prompt, compares, judges
 from opdbench.environment import broken_torchvision
 from opdbench.errors import AbsentError, UserError
 from opdbench.registry import evaluator, names
@@ -39,16 +39,19 @@ REFERENCES: Mapping[str, Mapping[str, Any]] = {
     },
     "sign.png": {"prompt": 'a sign that says "OPEN 24"'},
 }
-"""The bundled pictures, and what they show."""
+"""The bundled pictures and their contents."""
 
 
-def examine(judges: Sequence[str] = (), sources: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """One check a row: `name`, `ok`, `what`. A judge that is not here has `ok` None, unless it is one of `judges`."""
+def run_checks(needed: Sequence[str] = (), sources: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Run all checks; each row has `name`, `ok` and `what`.
+
+    A judge that is not available has `ok` None, or False if it is one of `needed`.
+    """
     if trouble := broken_torchvision():
         return [{"name": "torchvision", "ok": False, "what": trouble}]  # nothing else can be imported
     suite = [_check_evaluator(evaluator(name)) for name in names("evaluators")]
-    found = [check_judge(name, (sources or {}).get(name), name in judges) for name in names("judges")]
-    return [_check_model(), *suite, *found, check_colors("geneval-mask2former" in judges)]
+    others = [check_judge(name, (sources or {}).get(name), name in needed) for name in names("judges")]
+    return [_check_model(), *suite, *others, check_colors("geneval-mask2former" in needed)]
 
 
 def _check_model() -> dict[str, Any]:
@@ -67,14 +70,14 @@ def _check_model() -> dict[str, Any]:
 
 
 def _check_evaluator(judge: Evaluator) -> dict[str, Any]:
-    """Right pictures must score above pictures of other prompts, nearly always."""
+    """Pictures of the prompt must nearly always score above pictures of other prompts."""
     rng = Random("doctor")
     prompts = rng.sample(list(judge.prompts("test")), PICTURES)
     right = [render(draw_scene(p.spec, rng)) for p in prompts]
     wrong = [right[k - 1] for k in range(PICTURES)]
     good, bad = judge.score(right, prompts), judge.score(wrong, prompts)
     better = sum(_rank(a.value) > _rank(b.value) for a, b in zip(good, bad, strict=True))
-    what = f"{better} of {PICTURES} rendered pictures score above another prompt's"
+    what = f"{better} of {PICTURES} rendered pictures score above a picture of another prompt"
     return {"name": f"evaluator {judge.name}", "ok": better >= 0.8 * PICTURES, "what": what}
 
 
@@ -83,7 +86,7 @@ def _rank(value: float | None) -> float:
 
 
 def _checked(name: str, needed: bool, check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A row; what is absent is a failure only if it is needed."""
+    """Run one check; a missing requirement fails only if it is needed."""
     try:
         return {"name": name, **check()}
     except AbsentError as error:
@@ -93,12 +96,12 @@ def _checked(name: str, needed: bool, check: Callable[[], dict[str, Any]]) -> di
 
 
 def check_judge(name: str, source: str | None, needed: bool = True) -> dict[str, Any]:
-    """Whether a judge loads, prefers each reference picture to noise, and all of them to one another's."""
+    """Check that a judge loads and ranks each reference picture above noise and above the other prompts' pictures."""
     return _checked(f"judge {name}", needed, lambda: compare_references(evaluator(name, source)))
 
 
 def check_colors(needed: bool) -> dict[str, Any]:
-    """Whether GenEval's colour classifier knows plain colours."""
+    """Check that GenEval's colour classifier recognises plain colours."""
     from opdbench.evaluators.geneval.colors import ClipColors
 
     def check() -> dict[str, Any]:
@@ -110,7 +113,7 @@ def check_colors(needed: bool) -> dict[str, Any]:
 
 
 def compare_references(judge: Evaluator) -> dict[str, Any]:
-    """`ok` and `what` of a judge on the bundled pictures that it can judge.
+    """Score the bundled pictures that a judge accepts; returns `ok` and `what`.
 
     Raises:
         UserError: if its weights are missing.
@@ -118,34 +121,26 @@ def compare_references(judge: Evaluator) -> dict[str, Any]:
     folder = Path(str(files("opdbench.evaluators.reference")))
     if compares(judge):
         return _compare_sets(judge, [Image.open(folder / name).convert("RGB") for name in REFERENCES])
-    prompts = [p for p in (Prompt(name, spec["prompt"], judge.name, spec) for name, spec in REFERENCES.items())
-               if _can_judge(judge, p)]  # fmt: skip
+    known = (Prompt(name, spec["prompt"], judge.name, spec) for name, spec in REFERENCES.items())
+    prompts = [prompt for prompt in known if judges(judge, prompt)]
     pictures = [Image.open(folder / p.id).convert("RGB") for p in prompts]
-    noise = [Image.effect_noise(one.size, 80).convert("RGB") for one in pictures]
+    noise = [Image.effect_noise(picture.size, 80).convert("RGB") for picture in pictures]
     right, other, none = (
         [_rank(s.value) for s in judge.score(shown, prompts)]
         for shown in (pictures, pictures[1:] + pictures[:1], noise)
     )
     shown = ", ".join(f"{p.id} {a:.3g} (noise {c:.3g})" for p, a, c in zip(prompts, right, none, strict=True))
-    # The aesthetic score reads no prompt, so that the others' sum is its own.
+    # The aesthetic score ignores the prompt, so both sums are equal.
     ok = bool(prompts) and all(a > c for a, c in zip(right, none, strict=True)) and sum(right) >= sum(other)
-    return {"ok": ok, "what": f"reference pictures: {shown}" if prompts else "no reference picture for it"}
+    return {"ok": ok, "what": f"reference pictures: {shown}" if prompts else "no reference picture fits this judge"}
 
 
 def _compare_sets(judge: Evaluator, pictures: Sequence[Image.Image]) -> dict[str, Any]:
-    """Different pictures must differ, copies of one must not."""
+    """Different pictures must score as different, copies of one picture as equal."""
     prompt = Prompt("references", "a picture", judge.name, images=len(pictures))
     apart, alike = (
         min(_rank(s.value) for s in judge.score(shown, [prompt] * len(shown)))
         for shown in (pictures, [pictures[0]] * len(pictures))
     )
-    what = f"reference pictures differ by {apart:.3g} at least, copies by {alike:.3g}"
+    what = f"reference pictures differ by at least {apart:.3g}, copies by {alike:.3g}"
     return {"ok": apart > 0.01 and abs(alike) < 1e-4, "what": what}
-
-
-def _can_judge(judge: Evaluator, prompt: Prompt) -> bool:
-    try:
-        judge.check(prompt)
-    except UserError:
-        return False
-    return True
