@@ -1,4 +1,4 @@
-"""A method from outside the repository: the README's own text as a package, installed and run."""
+"""A loss from outside the repository: the text of baselines/README.md as a package, installed and run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from command import opdbench
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[2] / "baselines" / "README.md"
 PROJECT = """[build-system]
 requires = ["setuptools"]
 build-backend = "setuptools.build_meta"
@@ -27,7 +27,7 @@ SMALL = [word for stage in ("start", "teacher", "student") for key in ("updates"
          for word in ("--set", f"{stage}.{key}=2")]  # fmt: skip
 
 
-def test_the_readmes_method_is_installed_and_run(tmp_path, monkeypatch):
+def test_the_readmes_loss_is_installed_and_run(tmp_path, monkeypatch):
     section = README.read_text().partition("## Add a method")[2].partition("\n## ")[0]
     code, entry, recipe = re.findall(r"```(?:python|toml)\n(.*?)```", section, re.DOTALL)
     assert len([line for line in code.splitlines() if line]) <= 10

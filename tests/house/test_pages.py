@@ -1,0 +1,222 @@
+"""The pages that people read: their length, links, file names, commands, code and figures hold."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+
+from opdbench.cli import app
+from opdbench.leaderboards.numbers.cost import cost
+from opdbench.leaderboards.numbers.runs import group_runs, load_runs
+from opdbench.recipes.config import load_recipe
+from opdbench.registry import names, parse_methods, parse_tasks, preset, recipes
+from opdbench.stats import over_seeds
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("opdbench", "baselines", "evaluators", "leaderboards", "tests", ".github")
+PAGES = [ROOT / "README.md", *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
+COMMANDS = typer.main.get_command(app).commands
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NEW = {"velocity.toml", "velocity.py", "inference.yml"}
+"""Names of files that a reader makes, as the examples call them."""
+MADE = ("runs/", "OUT/", "stages/", "evals/", "samples/", "variance-")
+"""Where runs keep their files: a page may name these, and a clone has none of them."""
+OTHER_TOOLS = {"--use_fsdp", "--nproc_per_node"}
+"""Options of the launchers that the pages speak of."""
+PLACEHOLDERS = {"NAME": "opd", "G": "1"}
+"""Values that a reader fills in, and one that is accepted there."""
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The code blocks of a page in some languages, in order."""
+    return [code for language, code in FENCE.findall(page.read_text(encoding="utf-8")) if language in languages]
+
+
+def spans(page: Path) -> list[str]:
+    """The inline code of a page."""
+    return re.findall(r"`([^`\n]+)`", prose(page))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_readme_is_one_screen_that_a_stranger_reads():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 170
+
+
+@each_page
+def test_every_relative_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), f"{target} does not exist"
+        if anchor and linked.suffix == ".md":
+            assert anchor in anchors(linked), f"{target}: no such heading"
+
+
+@each_page
+def test_every_named_file_exists(page):
+    for span in spans(page):
+        is_file = re.fullmatch(r"[\w./*-]+\.(py|toml|md|yml)", span)
+        is_path = re.fullmatch(rf"({'|'.join(map(re.escape, FOLDERS))}|\.ci)/[\w./*-]*", span)
+        if not (is_file or is_path) or span in NEW or span.startswith(MADE):
+            continue
+        hits = (any(place.glob(span)) for place in (page.parent, ROOT))
+        assert any(hits) or ("/" not in span and any(ROOT.glob(f"*/**/{span}"))), f"{span} does not exist"
+
+
+def shell_lines(page: Path) -> Iterator[list[str]]:
+    """Simple commands of a page as lists of words: blocks of shell, and inline code that is a command with options."""
+    texts = [line for code in blocks(page, "bash", "sh") for line in code.replace("\\\n", " ").splitlines()]
+    texts += [span for span in spans(page) if " -" in span and re.search(r"(^|[ (])opdbench [a-z]", span)]
+    for text in texts:
+        words = shlex.shlex(text, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        command: list[str] = []
+        for word in [*words, ";"]:
+            if set(word) <= set("();<>|&"):
+                yield command
+                command = []
+            else:
+                command.append(word)
+
+
+def opdbench_calls(page: Path) -> list[list[str]]:
+    """What the page passes to `opdbench`, verb first."""
+    calls = []
+    for command in shell_lines(page):
+        if "opdbench" in command and not {"pip", "cd", "ruff", "mypy"} & set(command[: command.index("opdbench")]):
+            calls.append([PLACEHOLDERS.get(word, word) for word in command[command.index("opdbench") + 1 :]])
+    return [call for call in calls if call]
+
+
+@each_page
+def test_every_command_is_accepted(page):
+    for call in opdbench_calls(page):
+        assert call[0] in COMMANDS, f"opdbench {shlex.join(call)}: no such command"
+        context = COMMANDS[call[0]].make_context(call[0], call[1:])  # raises where an option or a value is unknown
+        values = context.params
+        if call[0] == "run" and not values["config"]:
+            tasks = parse_tasks(values["tasks"] or "ocr,geneval", ("evaluators", "judges"))
+            over = preset(values["preset"]) if values["preset"] else None
+            changes = [change for change in values["set_"] or () if "$" not in change]
+            for source in parse_methods(values["method"]):
+                load_recipe(source, tasks, changes, recipes(), over)
+
+
+@each_page
+def test_every_named_option_exists(page):
+    known = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+    for span in spans(page):
+        if span.startswith("--"):
+            option = re.match(r"[\w-]+", span)[0]
+            assert option in known | OTHER_TOOLS, f"no command takes {option}"
+
+
+@each_page
+def test_every_named_verb_exists(page):
+    for span in spans(page):
+        if match := re.match(r"opdbench ([a-z]+)", span):
+            assert match[1] in COMMANDS, f"{span}: no such command"
+
+
+@each_page
+def test_python_modules_that_are_run_exist(page):
+    for name in re.findall(r"python -m (opdbench\.[\w.]+)", page.read_text(encoding="utf-8")):
+        _, first, *rest = name.split(".")
+        base = ROOT / first if first in FOLDERS else ROOT / "opdbench" / first
+        assert base.joinpath(*rest).with_suffix(".py").exists(), f"no module {name}"
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_python_blocks_run_where_they_stand(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(blocks(page, "python")), encoding="utf-8")
+    assert runpy.run_path(os.fspath(script), run_name="page")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A table row about a method: its cells by column title."""
+
+    method: str
+    cells: dict[str, str]
+
+
+def method_rows(page: Path) -> list[Row]:
+    """Rows that start with a method and hold its total cost."""
+    rows, titles = [], []
+    for line in prose(page).splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")] if line.startswith("|") else []
+        if not cells:
+            titles = []
+        elif not titles:
+            titles = cells
+        elif (method := re.match(r"`([\w-]+)`", cells[0])) and "forwards, all stages" in titles:
+            rows.append(Row(method[1], dict(zip(titles, cells, strict=True))))
+    return rows
+
+
+@pytest.mark.parametrize(("page", "count"), [("README.md", 5), ("baselines/README.md", 13)])
+def test_tables_of_results_are_what_the_records_say(page, count):
+    rows = method_rows(ROOT / page)
+    records = sorted(path.parent for path in (ROOT / "leaderboards/results/tiny").glob("*/record.json"))
+    groups = {}
+    for group in group_runs(load_runs(records)):
+        paid = cost(group.runs[0].record)
+        groups[group.runs[0].record.method.partition("+")[0], f"{paid.total:,}"] = (group, paid)
+    for row in rows:
+        group, paid = groups[row.method, row.cells["forwards, all stages"]]
+        assert group.seeds == [0, 1, 2, 3, 4]
+        assert row.cells["teachers in parallel"] == f"{paid.parallel:,}"
+        assert row.cells.get("forwards, teachers reused", f"{paid.marginal:,}") == f"{paid.marginal:,}"
+        for task, places in (("GenEval", 3), ("OCR", 3), ("preference", 2)):
+            values = [cell.estimate.value for cell in group.cells(group.runs[0].result.name, task.lower())]
+            shown = [float(number) for number in re.findall(r"\d*\.\d+", row.cells[task])]
+            assert shown == pytest.approx(over_seeds(values), abs=0.51 / 10**places)
+    assert len(rows) == count
+
+
+def test_the_readmes_base_model_and_teachers_are_what_the_records_say():
+    records = sorted(path.parent for path in (ROOT / "leaderboards/results/tiny").glob("*/record.json"))
+    (group,) = (group for group in group_runs(load_runs(records)) if group.runs[0].record.method.startswith("teachers"))
+    lines = prose(ROOT / "README.md").splitlines()
+    base, teachers = (
+        next(line.split(" | ") for line in lines if line.startswith(s)) for s in ("| base", "| the task's")
+    )
+    for column, (task, places) in enumerate((("geneval", 3), ("ocr", 3), ("preference", 2)), start=1):
+        error = 0.51 / 10**places
+        assert float(base[column]) == pytest.approx(group.cells("base", task)[0].estimate.value, abs=error)
+        values = [cell.estimate.value for cell in group.cells(f"teacher-{task}", task)]
+        shown = [float(number) for number in re.findall(r"\d*\.\d+", teachers[column])]
+        assert shown == pytest.approx(over_seeds(values), abs=error)
+
+
+def test_every_method_and_every_loss_has_a_row():
+    page = prose(ROOT / "baselines" / "README.md")
+    for name in (*recipes(), *names("losses")):
+        if not name.startswith("velocity"):
+            assert re.search(rf"^\| `{name}` \|", page, re.MULTILINE), f"{name} has no row"
