@@ -73,7 +73,7 @@ from functools import partial
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from chores import Heard, stay
-from opdbench.jobs import Job, run_jobs
+from opdbench.parallel.jobs import Job, run_jobs
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     places = [Path(sys.argv[1]) / name for name in "ab"]
