@@ -19,6 +19,7 @@ from PIL.Image import Image
 from opdbench.core import Prompt, Score, Split
 from opdbench.errors import UserError
 from opdbench.evaluators.loading.pictures import check_picture, cropped
+from opdbench.evaluators.loading.weights import Checkpoint, keyed
 from opdbench.evaluators.preference.clip import Clip, load_clip
 from opdbench.evaluators.preference.judge import BATCH, CLIP_L
 from opdbench.prompt_sets import pulled
@@ -42,9 +43,23 @@ class Diversity:
     higher_is_better = True
     compares = True
 
-    def __init__(self, source: str, backend: str, prompts: Callable[[Split], Sequence[Prompt]]) -> None:
-        """Remember a `CLIPModel` (folder or hub id), its name in the key, and the prompts of a split."""
-        self._source, self.backend, self._prompts = source, backend, prompts
+    def __init__(
+        self, source: str, model: str, prompts: Callable[[Split], Sequence[Prompt]], shipped: str = ""
+    ) -> None:
+        """Remember what to load; nothing is read before the key or a score is asked for.
+
+        Args:
+            source: folder or hub id of a `CLIPModel`.
+            model: its name in the metric's key.
+            prompts: of a split.
+            shipped: name of the weights if they come with this package, so that it alone tells them; else "".
+        """
+        self._source, self._model, self._prompts, self._shipped = source, model, prompts, shipped
+
+    @cached_property
+    def backend(self) -> str:
+        """The model's name, and the hash of its files unless they come with this package."""
+        return self._shipped or keyed(self._model, [Checkpoint(self._source)])
 
     @cached_property
     def _clip(self) -> Clip:
@@ -98,10 +113,10 @@ class Diversity:
 
 def tiny(source: str | None = None) -> Diversity:
     """By the tiny world's CLIP, on its general prompts."""
-    place = source or str(files("opdbench.tiny.preference_model"))
-    return Diversity(place, source or "tiny-clip", _tiny)
+    shipped = str(files("opdbench.tiny.preference_model"))
+    return Diversity(source or shipped, "clip", _tiny, "tiny-clip" if source is None else "")
 
 
 def on_photos(source: str | None = None) -> Diversity:
     """By OpenAI's CLIP ViT-L/14, on DrawBench, of which each prompt has several pictures."""
-    return Diversity(source or CLIP_L, source or CLIP_L.rpartition("/")[2], pulled("drawbench", "diversity"))
+    return Diversity(source or CLIP_L, CLIP_L.rpartition("/")[2], pulled("drawbench", "diversity"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from opdbench.errors import AbsentError, UserError
 from opdbench.evaluators.geneval.rules import PALETTE
-from opdbench.evaluators.loading.weights import default_device, unloadable
+from opdbench.evaluators.loading.weights import content_hash, default_device, unloadable
 
 TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
 BACKGROUND = "#999999"
@@ -59,6 +60,20 @@ class ClipColors:
         except (OSError, RuntimeError, ValueError) as error:
             raise unloadable("GenEval's colour classifier", self._pretrained, error) from error
         return model.eval(), transform, open_clip.get_tokenizer(self._architecture)
+
+    def weights_hash(self) -> str:
+        """Eight hex digits of the weights; "" while they or open_clip are absent, so that no colour can be judged."""
+        path = Path(self._pretrained)
+        if not path.is_file():
+            try:
+                from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+            except (ImportError, RuntimeError):
+                return ""
+            try:
+                path = Path(download_pretrained(get_pretrained_cfg(self._architecture, self._pretrained)))
+            except (OSError, RuntimeError, ValueError):
+                return ""
+        return content_hash([path]) if path.is_file() else ""
 
     def _color_vectors(self, name: str) -> Any:
         """Unit vectors of the ten colours of a class, `(10, D)`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Protocol
 
 from PIL.Image import Image
@@ -26,9 +27,10 @@ Prompts = Callable[[Split], Sequence[Prompt]]
 
 
 class Detector(Protocol):
-    """Finds named, perhaps coloured boxes; `objects` and `colors` are all that it can tell."""
+    """Finds named, perhaps coloured boxes; `objects` and `colors` are all that it can tell, `key` names its weights."""
 
     name: str
+    key: str
     objects: tuple[str, ...]
     colors: tuple[str, ...]
 
@@ -40,7 +42,7 @@ class Detector(Protocol):
 class Shapes:
     """The tiny world's detector."""
 
-    name = "shapes"
+    name = key = "shapes"
     objects: tuple[str, ...] = tuple(SHAPES)
     colors: tuple[str, ...] = tuple(COLORS)
 
@@ -71,7 +73,11 @@ class GenEval:
         """The tiny world's detector and prompts unless others are given."""
         self._detector: Detector = detector or Shapes()
         self._prompts = prompts
-        self.backend = self._detector.name
+
+    @cached_property
+    def backend(self) -> str:
+        """The detector's key."""
+        return self._detector.key
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         """Prompts of a split."""
@@ -86,12 +92,12 @@ class GenEval:
             if clause.name not in self._detector.objects:
                 raise UserError(
                     f"prompt {prompt.id!r} asks for {clause.name!r}; "
-                    f"the detector {self.backend!r} knows {', '.join(self._detector.objects)}"
+                    f"the detector {self._detector.name!r} knows {', '.join(self._detector.objects)}"
                 )
             if clause.color is not None and clause.color not in self._detector.colors:
                 raise UserError(
                     f"prompt {prompt.id!r} asks for the colour {clause.color!r}; "
-                    f"the detector {self.backend!r} knows {', '.join(self._detector.colors)}"
+                    f"the detector {self._detector.name!r} knows {', '.join(self._detector.colors)}"
                 )
 
     def group(self, prompt: Prompt) -> str:

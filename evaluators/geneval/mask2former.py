@@ -20,7 +20,7 @@ from opdbench.errors import UserError
 from opdbench.evaluators.geneval.colors import ClipColors
 from opdbench.evaluators.geneval.rules import PALETTE, filter_detections
 from opdbench.evaluators.geneval.spec import Detection, Options, Spec
-from opdbench.evaluators.loading.weights import default_device, pretrained
+from opdbench.evaluators.loading.weights import Checkpoint, default_device, keyed, pretrained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,6 +140,13 @@ class Mask2Former:
         """
         self._source = source or SOURCE
         self._classify: Colors = classify or ClipColors()
+
+    @cached_property
+    def key(self) -> str:
+        """The detector with the hash of its files, and that of the colour classifier's."""
+        detector = keyed(self.name, [Checkpoint(self._source, optional=())])
+        colors = self._classify.weights_hash() if isinstance(self._classify, ClipColors) else ""
+        return f"{detector}+colors/{colors}" if colors else detector
 
     @cached_property
     def _model(self) -> Any:

@@ -6,7 +6,11 @@ with a random layer gives plausible scores. So here a missing or a left-over key
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +21,102 @@ if TYPE_CHECKING:
 
 HARMLESS = ("position_ids", "relative_position_index", "criterion.empty_weight")
 """Ends of keys of constant buffers, which older checkpoints have and newer classes compute."""
+
+MODEL = (
+    ("config.json",),
+    ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+"""Files of a transformers model; of each group the first that exists is read, in transformers' order."""
+PREPARATION = (
+    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
+)  # fmt: skip
+"""Files that decide what a model is given; a checkpoint has some of them."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Files that a judge reads from one folder or hub repository.
+
+    Attributes:
+        source: folder or hub id.
+        required: groups of alternative names; the first that exists of each group is read.
+        optional: names that are read if they exist.
+    """
+
+    source: str
+    required: tuple[tuple[str, ...], ...] = MODEL
+    optional: tuple[str, ...] = PREPARATION
+
+    def paths(self) -> list[Path] | None:
+        """The files on this machine, with the shards of an index; None if a required file is absent."""
+        paths = []
+        for names in self.required:
+            path = next((path for path in (_locate(self.source, name) for name in names) if path), None)
+            if path is None:
+                return None
+            paths.append(path)
+            for shard in _shards(path):
+                shard_path = _locate(self.source, shard)
+                if shard_path is None:
+                    return None
+                paths.append(shard_path)
+        return paths + [path for path in (_locate(self.source, name) for name in self.optional) if path]
+
+
+def _locate(source: str, file: str) -> Path | None:
+    """A file of a folder or of a hub repository, fetched if need be; None if it is neither there nor reachable."""
+    if Path(source).is_dir():
+        path = Path(source) / file
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(source, file))
+    except (OSError, ValueError):
+        return None
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index of weights lists; none for another file or a damaged index."""
+    if not index.name.endswith(".index.json"):
+        return []
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({str(name) for name in names})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return []
+
+
+def content_hash(paths: Sequence[Path]) -> str:
+    """Eight hex digits of the files' contents; neither their names nor their folders matter."""
+    hashes = sorted({_hash_file(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths})
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:8]
+
+
+@cache
+def _hash_file(path: Path, size: int, changed: int) -> str:
+    """Sha256 of a file; `size` and `changed` renew it when the file is written again."""
+    state = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+def keyed(name: str, checkpoints: Sequence[Checkpoint]) -> str:
+    """A backend as it stands in a metric's key: `name/1a2b3c4d`, with the hash of all files that are read.
+
+    So other weights at the same address make another key, and the same weights at two addresses make one. The name
+    stands alone while a required file is absent: then nothing can be scored under that key.
+    """
+    paths: list[Path] = []
+    for checkpoint in checkpoints:
+        own = checkpoint.paths()
+        if own is None:
+            return name
+        paths += own
+    return f"{name}/{content_hash(paths)}"
 
 
 def default_device() -> str:

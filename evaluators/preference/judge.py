@@ -8,16 +8,18 @@ PickScore's formula (`opdbench.tiny.preference`). Only differences under one pro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.resources import files
+from pathlib import Path
 
 from PIL.Image import Image
 
 from opdbench.core import Prompt, Score, Split
 from opdbench.errors import UserError
 from opdbench.evaluators.loading.pictures import check_picture, cropped, cropped_bilinear, letterboxed
-from opdbench.evaluators.preference.blip import load_imagereward
+from opdbench.evaluators.loading.weights import Checkpoint, keyed
+from opdbench.evaluators.preference.blip import TEXT_CONFIG, WEIGHTS, load_imagereward
 from opdbench.evaluators.preference.clip import Judge, load_aesthetic, load_clip, load_open_clip
 from opdbench.prompt_sets import pulled
 from opdbench.tiny.prompts import preference_prompts
@@ -28,8 +30,8 @@ BATCH = 32
 UNBOUNDED = (float("-inf"), float("inf"))
 CLIP_L, CLIP_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
-Load = Callable[[str, str | None], Judge]
-"""What it is called, and where its files are: one folder for all, or None for their usual places."""
+Load = Callable[[str, Sequence[str]], Judge]
+"""From what the model is called in messages, and the source of each of its checkpoints, to the model."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Scorer:
         range: of raw scores.
         divisor: `reward` is the raw score divided by it.
         load: makes the judge.
+        checkpoints: the files that it reads, and their usual sources.
+        shipped: name of the usual weights if they come with this package, so that it alone tells them; else "".
     """
 
     backend: str
@@ -49,43 +53,61 @@ class Scorer:
     range: tuple[float, float]
     divisor: float
     load: Load
+    checkpoints: tuple[Checkpoint, ...]
+    shipped: str = ""
 
 
-def _tiny(what: str, source: str | None) -> Judge:
-    place = source or str(files("opdbench.tiny.preference_model"))
-    return load_clip(what, place, place, cropped, scaled=True)
+def _tiny(what: str, sources: Sequence[str]) -> Judge:
+    return load_clip(what, sources[0], sources[0], cropped, scaled=True)
 
 
-def _pickscore(what: str, source: str | None) -> Judge:
-    return load_clip(what, source or "yuvalkirstain/PickScore_v1", source or CLIP_H, cropped, scaled=True)
+def _pickscore(what: str, sources: Sequence[str]) -> Judge:
+    model, prepared = sources
+    return load_clip(what, model, prepared, cropped, scaled=True)
 
 
-def _clipscore(what: str, source: str | None) -> Judge:
-    return load_clip(what, source or CLIP_L, source or CLIP_L, cropped_bilinear, scaled=False)
+def _clipscore(what: str, sources: Sequence[str]) -> Judge:
+    return load_clip(what, sources[0], sources[0], cropped_bilinear, scaled=False)
 
 
-def _hps(what: str, source: str | None) -> Judge:
-    file = "HPS_v2.1_compressed.pt"
-    return load_open_clip(what, source or "xswu/HPSv2", file, source or CLIP_H, letterboxed)
+def _hps(what: str, sources: Sequence[str]) -> Judge:
+    model, prepared = sources
+    return load_open_clip(what, model, HPS_FILE, prepared, letterboxed)
 
 
-def _aesthetic(what: str, source: str | None) -> Judge:
-    if source is not None:
-        return load_aesthetic(what, source, source, "sac+logos+ava1-l14-linearMSE.pth")
-    return load_aesthetic(what, CLIP_L, "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth")
+def _aesthetic(what: str, sources: Sequence[str]) -> Judge:
+    model, head = sources
+    return load_aesthetic(what, model, head, LAION_HEAD if Path(head).is_dir() else TRL_HEAD)
 
 
-def _imagereward(what: str, source: str | None) -> Judge:
-    return load_imagereward(what, source or "THUDM/ImageReward", source or "bert-base-uncased")
+def _imagereward(what: str, sources: Sequence[str]) -> Judge:
+    model, tokenizer = sources
+    return load_imagereward(what, model, tokenizer)
 
+
+HPS_FILE = "HPS_v2.1_compressed.pt"
+LAION_HEAD, TRL_HEAD = "sac+logos+ava1-l14-linearMSE.pth", "aesthetic-model.pth"
+"""The same aesthetic head under its authors' name, in a folder, and under that of its hub repository."""
+
+_TINY = str(files("opdbench.tiny.preference_model"))
+_PICKSCORE = Checkpoint("yuvalkirstain/PickScore_v1", optional=())
+_PREPARED = Checkpoint(CLIP_H, (("preprocessor_config.json",),))
+_HPS = Checkpoint("xswu/HPSv2", ((HPS_FILE,),), ())
+_HEAD = Checkpoint("trl-lib/ddpo-aesthetic-predictor", ((LAION_HEAD, TRL_HEAD),), ())
+_BLIP = Checkpoint("THUDM/ImageReward", ((WEIGHTS,), (TEXT_CONFIG,)), ())
+_BERT = Checkpoint("bert-base-uncased", (("vocab.txt", "tokenizer.json"),))
 
 SCORERS: Mapping[str, Scorer] = {
-    "preference": Scorer("tiny-clip", "score", (-100.0, 100.0), 1.0, _tiny),
-    "pickscore": Scorer("PickScore_v1", "exp(logit scale) x cosine", (-100.0, 100.0), 26.0, _pickscore),
-    "clipscore": Scorer("clip-vit-large-patch14", "cosine", (-1.0, 1.0), 1.0, _clipscore),
-    "hpsv2": Scorer("HPS_v2.1", "cosine", (-1.0, 1.0), 1.0, _hps),
-    "aesthetic": Scorer("sac+logos+ava1-l14", "points, about 1 to 10", UNBOUNDED, 1.0, _aesthetic),
-    "imagereward": Scorer("ImageReward-v1.0", "standard deviations", UNBOUNDED, 1.0, _imagereward),
+    "preference": Scorer("clip", "score", (-100.0, 100.0), 1.0, _tiny, (Checkpoint(_TINY),), "tiny-clip"),
+    "pickscore": Scorer(
+        "PickScore_v1", "exp(logit scale) x cosine", (-100.0, 100.0), 26.0, _pickscore, (_PICKSCORE, _PREPARED)
+    ),
+    "clipscore": Scorer("clip-vit-large-patch14", "cosine", (-1.0, 1.0), 1.0, _clipscore, (Checkpoint(CLIP_L),)),
+    "hpsv2": Scorer("HPS_v2.1", "cosine", (-1.0, 1.0), 1.0, _hps, (_HPS, _PREPARED)),
+    "aesthetic": Scorer(
+        "sac+logos+ava1-l14", "points, about 1 to 10", UNBOUNDED, 1.0, _aesthetic, (Checkpoint(CLIP_L), _HEAD)
+    ),
+    "imagereward": Scorer("ImageReward-v1.0", "standard deviations", UNBOUNDED, 1.0, _imagereward, (_BLIP, _BERT)),
 }
 """Sources: arXiv 2305.01569 (PickScore), 2103.00020 (CLIP), 2306.09341 (HPSv2), 2210.08402 (LAION), 2304.05977."""
 
@@ -109,15 +131,21 @@ class Preference:
             source: one folder with all files of the scorer, or a hub id; their usual places if None.
             prompts: of a split.
         """
-        self.name, self._source, self._prompts = name, source, prompts
-        self._scorer = SCORERS[name]
-        self.backend = self._scorer.backend if source is None else source
+        self.name, self._prompts, self._scorer = name, prompts, SCORERS[name]
+        self._shipped = self._scorer.shipped if source is None else ""
+        usual = self._scorer.checkpoints
+        self._checkpoints = usual if source is None else tuple(replace(files, source=source) for files in usual)
         self.unit, self.range = self._scorer.unit, self._scorer.range
+
+    @cached_property
+    def backend(self) -> str:
+        """Model and version, and the hash of its files unless they come with this package."""
+        return self._shipped or keyed(self._scorer.backend, self._checkpoints)
 
     @cached_property
     def judge(self) -> Judge:
         """The model, loaded when first used."""
-        return self._scorer.load(f"the {self.name} model", self._source)
+        return self._scorer.load(f"the {self.name} model", [files.source for files in self._checkpoints])
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         """Prompts of a split."""
