@@ -55,10 +55,14 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     x = np.asarray(values, np.float64)
     if len(x) < 2:
         return float(x.mean()), None
+    return float(x.mean()), half_width(float(x.std(ddof=1)) / math.sqrt(len(x)), len(x) - 1, level)
+
+
+def half_width(se: float, df: int, level: float = 0.95) -> float:
+    """Half-width of the t-interval of a mean with standard error `se` on `df` degrees of freedom."""
     from scipy.stats import t
 
-    half = float(t.ppf(0.5 + level / 2, len(x) - 1)) * float(x.std(ddof=1)) / math.sqrt(len(x))
-    return float(x.mean()), half
+    return float(t.ppf(0.5 + level / 2, df)) * se
 
 
 def iqm(values: Sequence[float]) -> float:

@@ -13,8 +13,9 @@ import numpy as np
 
 from opdbench.leaderboards.check.gradients import GradientClaim
 from opdbench.leaderboards.check.verdict import Finding, Verdict
-from opdbench.leaderboards.numbers.compare import mean_teachers
-from opdbench.leaderboards.numbers.cost import GOAL, cost, cost_to_goal
+from opdbench.leaderboards.numbers.compare import result_scores
+from opdbench.leaderboards.numbers.cost import GOAL, Budget, cost, cost_to_goal
+from opdbench.leaderboards.numbers.gain import common_scales, gain_of
 from opdbench.leaderboards.numbers.pairs import ALPHA
 from opdbench.leaderboards.numbers.runs import cell_of
 from opdbench.records.run import PolicyResult, Run
@@ -174,12 +175,12 @@ def _total(group: Sequence[Run]) -> int:
 
 def _costs(mine: Sequence[Run], runs: Sequence[Run]) -> dict[int, Gap]:
     """By seed, the least and the most forwards to the goal, negated, as less is better."""
-    points: dict[int, list[tuple[float, float]]] = {}
+    points: dict[int, list[Budget]] = {}
     floors: dict[int, int] = {}  # a result costs what its last stage builds on, at least
     for run in mine:
         gain = _gain(run, run.result, runs)
         if gain is not None:
-            points.setdefault(run.record.seed, []).append((cost(run.record).total, gain))
+            points.setdefault(run.record.seed, []).append(Budget(cost(run.record).total, gain))
             before = cost(run.record).total - run.record.stages[-1].meter.total()
             floors[run.record.seed] = min(before, floors.get(run.record.seed, before))
     found: dict[int, Gap] = {}
@@ -210,17 +211,10 @@ def _value(run: Run, policy: str, task: str, runs: Sequence[Run]) -> float | Non
 
 def _gain(run: Run, result: PolicyResult | None, runs: Sequence[Run]) -> float | None:
     """Mean share of the gain of the teachers under the same preset; None where a score or a teacher is missing."""
-    goals = mean_teachers(one for one in runs if _preset(one.record.method) == _preset(run.record.method))
-    base = next((p for p in run.record.policies if p.role == "base"), None)
-    shares = []
-    for task in run.record.tasks:
-        cells = [cell_of(p, task) if p else None for p in (result, base)]
-        values = [cell.estimate.value if cell else None for cell in cells]
-        score, zero, goal = (*values, goals.get(task))
-        if score is None or zero is None or goal is None or goal == zero:
-            return None
-        shares.append((score - zero) / (goal - zero))
-    return sum(shares) / len(shares)
+    scales = common_scales(other for other in runs if _preset(other.record.method) == _preset(run.record.method))
+    scores = {run.record.seed: result_scores(run, result)} if result else {}
+    gain = gain_of(scores, scales, run.record.tasks)
+    return gain.value if gain else None
 
 
 def _preset(method: str) -> str:

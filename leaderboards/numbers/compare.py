@@ -1,4 +1,4 @@
-"""Runs side by side: scores over seeds, teacher-normalised aggregates, forgetting, cost and paired tests."""
+"""Runs side by side: scores over seeds, mean gains, forgetting, cost and paired tests."""
 
 from __future__ import annotations
 
@@ -7,34 +7,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from opdbench.leaderboards.numbers.cost import CostToGoal, cost, cost_to_goal
+from opdbench.leaderboards.numbers.cost import Budget, Cost, CostToGoal, cost, cost_to_goal, mean_cost
+from opdbench.leaderboards.numbers.figure import Figure, seeds_figure
+from opdbench.leaderboards.numbers.gain import Gain, Scale, SeedGain, common_scales, gain_of
 from opdbench.leaderboards.numbers.pairs import Column, compare_task
 from opdbench.leaderboards.numbers.runs import Group, cell_of, group_runs, task_names
-from opdbench.records.run import PolicyResult, Probe, Run, RunRecord
-from opdbench.stats import iqm, jackknife, over_seeds
+from opdbench.records.run import PolicyResult, Probe, Run
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A number over some runs.
+class PolicyScore:
+    """A policy's number on a task; `n` pictures were scored and `unscored` could not be, over all seeds.
 
     Attributes:
-        value: the mean, or the statistic of all seeds; None if nothing could be computed.
-        error: half-width of the 95 % interval over seeds if `over_seeds`, else the run's own clustered standard
-            error; None where neither is known.
-        over_seeds: which of the two `error` is.
-        seeds: seeds behind it.
+        share: of a student, (score - base) / (teacher - base) over seeds, on the scale that all methods share.
     """
-
-    value: float | None
-    error: float | None = None
-    over_seeds: bool = False
-    seeds: int = 0
-
-
-@dataclass(frozen=True)
-class Score:
-    """A policy's number on a task; `n` pictures were scored and `unscored` could not be, over all seeds."""
 
     label: str
     method: str
@@ -50,46 +37,42 @@ class Score:
 
 
 @dataclass(frozen=True)
+class TaskFigure:
+    """A figure of one task."""
+
+    task: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
 class Entry:
     """A method's line in the leaderboard.
 
     Attributes:
-        score: interquartile mean of the teacher-normalised scores over learnt tasks and seeds.
-        worst: the learnt task with the lowest mean share, and that share.
+        mean_gain: mean over the learnt tasks of (score - base) / (teacher - base), over seeds (`gain.py`).
+        median_gain: its median over seeds.
+        worst_seed: the seed with the lowest mean gain.
+        worst_task: the learnt task with the lowest share of the teachers' gain.
         forgetting: by held-out task, how much worse than the base model it became, in the metric's unit.
-        marginal, total, parallel, images, seconds, parallel_seconds: as in `Cost`, mean over seeds.
-        to_goal: forwards to 90 % of the teachers' gain, from this method's runs at all budgets and settings.
+        cost: mean over seeds.
+        to_goal: forwards to a mean gain of .9, from this method's runs at all budgets and settings.
     """
 
     label: str
     method: str
     tasks: tuple[str, ...]
     seeds: tuple[int, ...]
-    score: Figure
-    worst: tuple[str, Figure] | None
+    mean_gain: Figure
+    median_gain: float | None
+    worst_seed: SeedGain | None
+    worst_task: TaskFigure | None
     forgetting: dict[str, Figure]
-    marginal: int
-    total: int
-    parallel: int
-    images: int
-    seconds: float
-    parallel_seconds: float
+    cost: Cost
     to_goal: CostToGoal | None
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Everything that a comparison shows; its order depends on the records' contents only."""
-
-    tasks: tuple[str, ...]
-    scores: tuple[Score, ...]
-    entries: tuple[Entry, ...]
-    columns: tuple[Column, ...]
-    probes: tuple[Reading, ...] = ()
-
-
-@dataclass(frozen=True)
-class Reading:
+class ProbeFigure:
     """A probe of the full suite over a group's seeds."""
 
     label: str
@@ -100,11 +83,27 @@ class Reading:
     figure: Figure
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a comparison shows; its order depends on the records' contents only.
+
+    Attributes:
+        scales: by task, what counts as a gain of 0 and of 1.
+    """
+
+    tasks: tuple[str, ...]
+    scores: tuple[PolicyScore, ...]
+    entries: tuple[Entry, ...]
+    columns: tuple[Column, ...]
+    probes: tuple[ProbeFigure, ...] = ()
+    scales: tuple[Scale, ...] = ()
+
+
 def compare(runs: Sequence[Run]) -> Comparison:
     """Compare finished runs; `UserError` if their numbers may not share a column."""
     groups = group_runs(runs)
     tasks = task_names(groups)
-    spares = mean_teachers(runs)
+    scales = common_scales(runs)
     columns = [compare_task(task, groups) for task in tasks]
     ranks = {(column.task, label): rank for column in columns for label, rank in column.ranks.items()}
     scores = []
@@ -112,57 +111,40 @@ def compare(runs: Sequence[Run]) -> Comparison:
         for policy in group.runs[0].record.policies:
             for task in tasks:
                 rank = ranks.get((task, group.label)) if policy.role == "student" else None
-                scores += _score(group, policy, task, rank, spares.get(task))
-    entries = [_entry(group, groups, tasks, spares) for group in groups if group.runs[0].result]
-    entries.sort(key=lambda e: -math.inf if e.score.value is None else e.score.value, reverse=True)
-    probes = tuple(reading for group in groups for reading in _readings(group))
-    return Comparison(tuple(tasks), tuple(scores), tuple(entries), tuple(columns), probes)
+                scores += _score(group, policy, task, rank, scales)
+    entries = [_entry(group, groups, tasks, scales) for group in groups if group.runs[0].result]
+    entries.sort(key=lambda e: -math.inf if e.mean_gain.value is None else e.mean_gain.value, reverse=True)
+    probes = tuple(figure for group in groups for figure in _probe_figures(group))
+    return Comparison(tuple(tasks), tuple(scores), tuple(entries), tuple(columns), probes, tuple(scales.values()))
 
 
-def _readings(group: Group) -> Iterable[Reading]:
+def result_scores(run: Run, policy: PolicyResult | None = None) -> dict[str, float]:
+    """Scores by task of a policy, or of the run's result."""
+    policy = policy or run.result
+    cells = policy.cells if policy else ()
+    return {cell.task: cell.estimate.value for cell in cells if cell.estimate.value is not None}
+
+
+def group_gain(group: Group, scales: Mapping[str, Scale], tasks: Iterable[str] | None = None) -> Gain | None:
+    """Mean gain of a group's results over its learnt tasks, or over `tasks`."""
+    scores = {run.record.seed: result_scores(run) for run in group.runs}
+    return gain_of(scores, scales, group.tasks if tasks is None else tasks)
+
+
+def _probe_figures(group: Group) -> Iterable[ProbeFigure]:
     """Probes by what they ask, in the first record's order; one key each, or they are not the same probe."""
-    found: dict[tuple[str, ...], list[Probe]] = defaultdict(list)
+    alike: dict[tuple[str, ...], list[Probe]] = defaultdict(list)
     for probe in (probe for run in group.runs for probe in run.record.probes):
-        found[probe.kind, probe.policy, probe.task, probe.on, probe.key].append(probe)
-    for (kind, policy, task, on, _), same in found.items():
+        alike[probe.kind, probe.policy, probe.task, probe.on, probe.key].append(probe)
+    for (kind, policy, task, on, _), same in alike.items():
         values = [probe.estimate.value for probe in same if probe.estimate.value is not None]
-        one = Figure(values[0], same[0].estimate.se, False, len(values)) if len(set(values)) == 1 else None
-        yield Reading(group.label, kind, policy, task, on, one or seeds_figure(values))
+        equal = Figure(values[0], same[0].estimate.se, False, len(values)) if len(set(values)) == 1 else None
+        yield ProbeFigure(group.label, kind, policy, task, on, equal or seeds_figure(values))
 
 
-def share(record: RunRecord, policy: PolicyResult, task: str, spare: float | None = None) -> float | None:
-    """Teacher-normalised score (x - base) / (teacher - base): 0 is the base model, 1 the task's teacher.
-
-    None without a teacher, and where the teacher is no better than the base: there is no gain to share.
-
-    Args:
-        record: the run; its own base model and teacher are the scale.
-        policy: whose score.
-        task: on what.
-        spare: the teacher's score for a run that trains none.
-    """
-    cell = cell_of(policy, task)
-    found = {(p.role, c.trained): c.estimate.value for p in record.policies for c in p.cells if c.task == task}
-    base, teacher = found.get(("base", False)), found.get(("teacher", True), spare)
-    if cell is None or cell.estimate.value is None or base is None or teacher is None:
-        return None
-    gain = teacher - base
-    if (gain if cell.higher_is_better else -gain) <= 0:
-        return None
-    return (cell.estimate.value - base) / gain
-
-
-def mean_teachers(runs: Iterable[Run]) -> dict[str, float]:
-    """Mean score of all runs' teachers by task, those that runs share once: the scale of methods that have none."""
-    found: dict[str, set[tuple[int, float]]] = defaultdict(set)
-    for seed, policy in ((run.record.seed, p) for run in runs for p in run.record.policies if p.role == "teacher"):
-        for cell in policy.cells:
-            if cell.trained and cell.estimate.value is not None:
-                found[cell.task].add((seed, cell.estimate.value))
-    return {task: math.fsum(value for _, value in values) / len(values) for task, values in found.items()}
-
-
-def _score(group: Group, policy: PolicyResult, task: str, rank: int | None, spare: float | None) -> list[Score]:
+def _score(
+    group: Group, policy: PolicyResult, task: str, rank: int | None, scales: Mapping[str, Scale]
+) -> list[PolicyScore]:
     cells = group.cells(policy.name, task)
     if not cells:
         return []
@@ -172,7 +154,7 @@ def _score(group: Group, policy: PolicyResult, task: str, rank: int | None, spar
         figure = Figure(values[0], cells[0].estimate.se, False, len(values))
     once = cells[:1] if policy.role == "base" else cells
     return [
-        Score(
+        PolicyScore(
             label=group.label,
             method=group.method,
             policy=policy.name,
@@ -182,44 +164,35 @@ def _score(group: Group, policy: PolicyResult, task: str, rank: int | None, spar
             figure=figure,
             n=sum(c.estimate.n for c in once),
             unscored=sum(c.estimate.unscored for c in once),
-            share=seeds_figure(_shares(group, task, spare) if policy.role == "student" else []),
+            share=_share(group, task, scales) if policy.role == "student" else Figure(None),
             rank=rank,
         )
     ]
 
 
-def seeds_figure(values: Iterable[float | None]) -> Figure:
-    """Mean and t-interval over the seeds that have a value."""
-    known = [v for v in values if v is not None]
-    if not known:
-        return Figure(None)
-    mean, half = over_seeds(known)
-    return Figure(mean, half, half is not None, len(known))
+def _share(group: Group, task: str, scales: Mapping[str, Scale]) -> Figure:
+    gain = group_gain(group, scales, [task])
+    return gain.figure() if gain else Figure(None)
 
 
-def _entry(group: Group, groups: Sequence[Group], tasks: Sequence[str], spares: Mapping[str, float]) -> Entry:
-    records = [run.record for run in group.runs]
-    costs = [cost(record) for record in records]
-    count = len(records)
-    worst = [(task, seeds_figure(_shares(group, task, spares.get(task)))) for task in group.tasks]
-    known = [(task, figure) for task, figure in worst if figure.value is not None]
+def _entry(group: Group, groups: Sequence[Group], tasks: Sequence[str], scales: Mapping[str, Scale]) -> Entry:
+    gain = group_gain(group, scales)
+    shares = [TaskFigure(task, _share(group, task, scales)) for task in group.tasks]
+    known = [share for share in shares if share.figure.value is not None]
     alike = [g for g in groups if (g.method, g.tasks) == (group.method, group.tasks)]
-    points = [(_forwards(g), value) for g in alike if (value := _aggregate(g, spares).value) is not None]
+    budgets = [Budget(_forwards(g), of_g.value) for g in alike if (of_g := group_gain(g, scales))]
     return Entry(
         label=group.label,
         method=group.method,
         tasks=group.tasks,
         seeds=tuple(group.seeds),
-        score=_aggregate(group, spares),
-        worst=min(known, key=lambda pair: pair[1].value or 0.0) if known else None,
+        mean_gain=gain.figure() if gain else Figure(None),
+        median_gain=gain.median if gain else None,
+        worst_seed=gain.worst if gain else None,
+        worst_task=min(known, key=lambda share: share.figure.value or 0.0) if known else None,
         forgetting={task: seeds_figure(_losses(group, task)) for task in tasks if task not in group.tasks},
-        marginal=round(sum(c.marginal for c in costs) / count),
-        total=round(_forwards(group)),
-        parallel=round(sum(c.parallel for c in costs) / count),
-        images=round(sum(c.images for c in costs) / count),
-        seconds=sum(c.seconds for c in costs) / count,
-        parallel_seconds=sum(c.parallel_seconds for c in costs) / count,
-        to_goal=cost_to_goal(points),
+        cost=mean_cost([cost(run.record) for run in group.runs]),
+        to_goal=cost_to_goal(budgets),
     )
 
 
@@ -227,30 +200,15 @@ def _forwards(group: Group) -> float:
     return sum(cost(run.record).total for run in group.runs) / len(group.runs)
 
 
-def _shares(group: Group, task: str, spare: float | None) -> list[float | None]:
-    return [share(run.record, run.result, task, spare) if run.result else None for run in group.runs]
-
-
-def _aggregate(group: Group, spares: Mapping[str, float]) -> Figure:
-    """Interquartile mean over tasks and seeds; seeds in which some task has no share are left out."""
-    by_seed = zip(*(_shares(group, task, spares.get(task)) for task in group.tasks), strict=True)
-    whole = [[s for s in seed if s is not None] for seed in by_seed]
-    whole = [seed for seed in whole if len(seed) == len(group.tasks)]
-    if not whole:
-        return Figure(None)
-    value, half = jackknife(whole, iqm)
-    return Figure(value, half, half is not None, len(whole))
-
-
 def _losses(group: Group, task: str) -> list[float | None]:
     """By seed, how far the result is below the base model on a task."""
-    found: list[float | None] = []
+    losses: list[float | None] = []
     for run in group.runs:
         base = next((cell_of(p, task) for p in run.record.policies if p.role == "base"), None)
         own = cell_of(run.result, task) if run.result else None
         if own is None or base is None or own.estimate.value is None or base.estimate.value is None:
-            found.append(None)
+            losses.append(None)
             continue
         loss = base.estimate.value - own.estimate.value
-        found.append(loss if own.higher_is_better else -loss)
-    return found
+        losses.append(loss if own.higher_is_better else -loss)
+    return losses

@@ -39,8 +39,21 @@ class Cost:
         return self.seconds / 3600
 
 
+def mean_cost(costs: Sequence[Cost]) -> Cost:
+    """Mean of several runs' costs; counts are rounded."""
+    count = len(costs)
+    return Cost(
+        marginal=round(sum(c.marginal for c in costs) / count),
+        total=round(sum(c.total for c in costs) / count),
+        parallel=round(sum(c.parallel for c in costs) / count),
+        images=round(sum(c.images for c in costs) / count),
+        seconds=sum(c.seconds for c in costs) / count,
+        parallel_seconds=sum(c.parallel_seconds for c in costs) / count,
+    )
+
+
 def cost(record: RunRecord) -> Cost:
-    """The cost of a run by its recipe's dependences; found stages count as if they were trained."""
+    """The cost of a run by its recipe's dependences; reused stages count as if they were trained."""
     stages, needs = _stages(record), dict[str, list[str]]()
     taught: set[str] = set()
     for name, table in stages.items():
@@ -63,10 +76,10 @@ def cost(record: RunRecord) -> Cost:
 
 def _closure(names: Iterable[str], needs: Mapping[str, Sequence[str]]) -> set[str]:
     """Some stages and all that they build on."""
-    found: set[str] = set()
+    closure: set[str] = set()
     for name in names:
-        found |= {name} | _closure(needs[name], needs)
-    return found
+        closure |= {name} | _closure(needs[name], needs)
+    return closure
 
 
 def _longest(sizes: Mapping[str, float], needs: Mapping[str, Sequence[str]]) -> float:
@@ -88,8 +101,16 @@ def _stages(record: RunRecord) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """A method's runs of one budget: their forwards, and their mean gain."""
+
+    forwards: float
+    gain: float
+
+
+@dataclass(frozen=True)
 class CostToGoal:
-    """Forwards at which a method's score reaches the goal.
+    """Forwards at which a method's mean gain reaches the goal.
 
     Attributes:
         forwards: the estimate, or its bound.
@@ -101,20 +122,20 @@ class CostToGoal:
     bound: str
 
 
-def cost_to_goal(points: Sequence[tuple[float, float]], goal: float = GOAL) -> CostToGoal | None:
-    """The least cost of `goal`, linear between the budgets that were tried; None without points.
+def cost_to_goal(budgets: Iterable[Budget], goal: float = GOAL) -> CostToGoal | None:
+    """The least cost of `goal`, linear between the budgets that were tried; None without budgets.
 
     Args:
-        points: forwards and score of one method's runs at several budgets, in any order; a larger budget that
-            scores lower does not count, as one may stop before it.
-        goal: share of the teachers' gain.
+        budgets: of one method, in any order; a larger budget with a lower gain does not count, as training may stop
+            before it.
+        goal: a mean gain.
     """
-    before: tuple[float, float] | None = None
-    for forwards, score in sorted(points):
-        if score >= goal:
+    before: Budget | None = None
+    for budget in sorted(budgets, key=lambda budget: (budget.forwards, budget.gain)):
+        if budget.gain >= goal:
             if before is None:
-                return CostToGoal(round(forwards), "<=")
-            share = (goal - before[1]) / (score - before[1])
-            return CostToGoal(round(before[0] + share * (forwards - before[0])), "")
-        before = (forwards, score if before is None else max(score, before[1]))
-    return None if before is None else CostToGoal(round(before[0]), ">")
+                return CostToGoal(round(budget.forwards), "<=")
+            share = (goal - before.gain) / (budget.gain - before.gain)
+            return CostToGoal(round(before.forwards + share * (budget.forwards - before.forwards)), "")
+        before = Budget(budget.forwards, budget.gain if before is None else max(budget.gain, before.gain))
+    return None if before is None else CostToGoal(round(before.forwards), ">")

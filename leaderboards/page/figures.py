@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from opdbench.core import Estimate
-from opdbench.leaderboards.numbers.compare import Comparison, Entry, Figure, seeds_figure
+from opdbench.leaderboards.numbers.compare import Comparison, Entry
+from opdbench.leaderboards.numbers.figure import Figure, seeds_figure
+from opdbench.leaderboards.numbers.gain import HEADLINE
 from opdbench.leaderboards.numbers.runs import Group, cell_of
 from opdbench.leaderboards.page.charts import Chart, ChartText, CurvePoint, Series, draw
 from opdbench.leaderboards.tables.document import short
@@ -66,10 +68,10 @@ def frontiers(comparison: Comparison, slots: Mapping[str, int]) -> list[Chart]:
 
     A method's runs at several budgets are joined.
     """
-    entries = [entry for entry in comparison.entries if entry.score.value is not None]
+    entries = [entry for entry in comparison.entries if entry.mean_gain.value is not None]
 
     def chart(title: str, costs: Mapping[str, int]) -> Chart:
-        placed = sorted((costs[e.label], e.score.value or 0.0) for e in entries)
+        placed = sorted((costs[e.label], e.mean_gain.value or 0.0) for e in entries)
         steps: list[CurvePoint] = []
         for forwards, value in placed:
             if not steps or value > steps[-1].y:
@@ -78,9 +80,9 @@ def frontiers(comparison: Comparison, slots: Mapping[str, int]) -> list[Chart]:
         steps.append(CurvePoint(placed[-1][0], steps[-1].y))
         dots = [Series(e.label, slots[e.label], (_place(e, costs[e.label]),), dots=True) for e in entries]
         lines = [Series("", 0, tuple(steps)), *_budgets(entries, slots, costs), *dots]
-        return draw(ChartText(title, "", "training forwards", "share of the teachers' gain"), lines, log_x=True)
+        return draw(ChartText(title, "", "training forwards", HEADLINE), lines, log_x=True)
 
-    totals, own = {e.label: e.total for e in entries}, {e.label: e.marginal for e in entries}
+    totals, own = {e.label: e.cost.total for e in entries}, {e.label: e.cost.marginal for e in entries}
     kinds = (("Teachers' cost included", totals), ("Teachers there already", own))
     return [chart(title, costs) for title, costs in kinds if costs and min(costs.values()) > 0]
 
@@ -90,7 +92,7 @@ def _budgets(entries: Sequence[Entry], slots: Mapping[str, int], costs: Mapping[
     series = []
     for same in families(entries, costs):
         if len(same) > 1:
-            points = tuple(CurvePoint(costs[entry.label], entry.score.value or 0.0) for entry in same)
+            points = tuple(CurvePoint(costs[entry.label], entry.mean_gain.value or 0.0) for entry in same)
             series.append(Series(same[-1].label, slots[same[-1].label], points))
     return series
 
@@ -107,7 +109,7 @@ def families(entries: Iterable[Entry], costs: Mapping[str, int]) -> list[list[En
 
 
 def _place(entry: Entry, forwards: int) -> CurvePoint:
-    return CurvePoint(forwards, entry.score.value or 0.0, entry.score.error)
+    return CurvePoint(forwards, entry.mean_gain.value or 0.0, entry.mean_gain.error)
 
 
 @dataclass(frozen=True)

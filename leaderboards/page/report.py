@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from opdbench.errors import UserError
 from opdbench.files import write_text
-from opdbench.leaderboards.numbers.compare import Comparison, Score, compare
+from opdbench.leaderboards.numbers.compare import Comparison, PolicyScore, compare
 from opdbench.leaderboards.numbers.runs import Group, common_preset, group_runs
 from opdbench.leaderboards.page import figures
 from opdbench.leaderboards.page.album import address, album
@@ -28,7 +28,7 @@ from opdbench.records.run import Run
 
 COLOURS = 16
 """Slots that the style sheet knows; the second half has the colours of the first, with broken lines and open dots."""
-SHOWN = ("Scores", "Teacher-normalised scores and forgetting")
+SHOWN = ("Scores", "Mean gain and forgetting")
 """Tables of the comparison that the page has in another form."""
 T = TypeVar("T")
 Facts = tuple[tuple[str, str], ...]
@@ -93,7 +93,7 @@ def page(runs: Sequence[Run], variance: Sequence[tuple[str, str]] = ()) -> str:
 
 def _slots(comparison: Comparison, groups: Sequence[Group]) -> dict[str, int]:
     """A colour for each group; a method's budgets share one."""
-    families = figures.families(comparison.entries, {entry.label: entry.total for entry in comparison.entries})
+    families = figures.families(comparison.entries, {entry.label: entry.cost.total for entry in comparison.entries})
     first = {entry.label: same[0].label for same in families for entry in same}
     owners = [first.get(group.label, group.label) for group in groups]
     numbers = {owner: 1 + k % COLOURS for k, owner in enumerate(dict.fromkeys(owners))}
@@ -122,14 +122,14 @@ def _asset(name: str) -> str:
     return files("opdbench.leaderboards.page").joinpath(name).read_text(encoding="utf-8")
 
 
-def _references(comparison: Comparison) -> list[tuple[str, list[str], Mapping[str, Score]]]:
+def _references(comparison: Comparison) -> list[tuple[str, list[str], Mapping[str, PolicyScore]]]:
     """Base model and teachers, each once however many methods share it: name, methods, and scores by task."""
-    lines: dict[tuple[str, str], dict[str, Score]] = {}
+    lines: dict[tuple[str, str], dict[str, PolicyScore]] = {}
     for score in comparison.scores:
         if score.role != "student":
             lines.setdefault((score.policy, score.label), {})[score.task] = score
     owners: dict[tuple[str, str], list[str]] = {}
-    scores: dict[tuple[str, str], dict[str, Score]] = {}
+    scores: dict[tuple[str, str], dict[str, PolicyScore]] = {}
     for (policy, label), by_task in lines.items():
         key = policy, repr([(task, score.figure) for task, score in by_task.items()])
         owners.setdefault(key, []).append(label)

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opdbench.leaderboards.numbers.compare import Comparison, Entry, Figure, Reading, Score
+from opdbench.leaderboards.numbers.compare import Comparison, Entry, PolicyScore, ProbeFigure
 from opdbench.leaderboards.numbers.cost import GOAL
+from opdbench.leaderboards.numbers.figure import Figure
+from opdbench.leaderboards.numbers.gain import HEADLINE
 from opdbench.leaderboards.numbers.pairs import Column, Pair
 from opdbench.leaderboards.numbers.runs import common_preset
 
@@ -82,12 +84,12 @@ def probe_blocks(comparison: Comparison) -> list[Block]:
     return tables
 
 
-def _in_order(readings: Sequence[Reading], comparison: Comparison) -> list[Reading]:
+def _in_order(readings: Sequence[ProbeFigure], comparison: Comparison) -> list[ProbeFigure]:
     """The stages of each method between its base model and the policies that have a score."""
     ordered = []
     for label in dict.fromkeys(reading.label for reading in readings):
         own = [s for s in comparison.scores if s.label == label]
-        ends = [(s.role, Reading(label, "stage", s.policy, s.task, "", s.figure)) for s in own]
+        ends = [(s.role, ProbeFigure(label, "stage", s.policy, s.task, "", s.figure)) for s in own]
         ordered += [reading for role, reading in ends if role == "base"]
         ordered += [reading for reading in readings if reading.label == label]
         ordered += [reading for role, reading in ends if role != "base"]
@@ -119,7 +121,7 @@ def score_block(comparison: Comparison) -> Block:
     """Policies by tasks: base models, teachers, results; one that is not a result and that several share is one row."""
     held_out = {task for task in comparison.tasks if not any(s.trained for s in comparison.scores if s.task == task)}
     columns = [short(task) + (" (held out)" if task in held_out else "") for task in comparison.tasks]
-    lines: dict[tuple[str, str], dict[str, Score]] = {}
+    lines: dict[tuple[str, str], dict[str, PolicyScore]] = {}
     for score in comparison.scores:
         lines.setdefault((score.label, score.policy), {})[score.task] = score
     owners: dict[tuple[Text, ...], list[str]] = {}
@@ -146,7 +148,7 @@ def score_block(comparison: Comparison) -> Block:
     return Block("Scores", ("method", "policy", *columns), tuple(rows), tuple(notes))
 
 
-def _score_text(score: Score | None) -> Text:
+def _score_text(score: PolicyScore | None) -> Text:
     if score is None:
         return Text("-")
     text = figure_text(score.figure) + ("*" if score.trained else "") + f", n {score.n}"
@@ -156,30 +158,34 @@ def _score_text(score: Score | None) -> Text:
 
 
 def aggregate_block(comparison: Comparison) -> Block:
-    """Teacher-normalised aggregates and forgetting."""
+    """Mean gains and forgetting."""
     tasks = comparison.tasks
     shares = {(s.label, s.task): s.share for s in comparison.scores if s.role == "student"}
     rows = []
     for entry in comparison.entries:
-        worst = "-" if entry.worst is None else f"{short(entry.worst[0])}: {figure_text(entry.worst[1])}"
+        low = entry.worst_task
+        worst = "-" if low is None else f"{short(low.task)}: {figure_text(low.figure)}"
+        middle = "-" if entry.median_gain is None else f"{entry.median_gain:.3f}"
+        last = "-" if entry.worst_seed is None else f"{entry.worst_seed.gain:.3f} (seed {entry.worst_seed.seed})"
         # Of all tasks that the method learnt, whichever stage of a cascade the result is.
         learnt = {task: shares[entry.label, task] for task in entry.tasks if (entry.label, task) in shares}
         each = [figure_text(learnt.get(task, Figure(None))) for task in tasks]
         lost = [figure_text(entry.forgetting.get(task, Figure(None)), "+") for task in tasks]
         seeds = ", ".join(map(str, entry.seeds))
-        texts = [short(entry.label), seeds, figure_text(entry.score), worst, *each, *lost]
+        texts = [short(entry.label), seeds, figure_text(entry.mean_gain), middle, last, worst, *each, *lost]
         rows.append(tuple(Text(text) for text in texts))
-    columns = ("method", "seeds", "IQM", "worst task", *map(short, tasks), *(f"forgets {short(t)}" for t in tasks))
-    used = [k for k in range(len(columns)) if k < 4 or any(row[k].text != "-" for row in rows)]
+    fixed = ("method", "seeds", HEADLINE, "median", "worst seed", "worst task")
+    columns = (*fixed, *map(short, tasks), *(f"forgets {short(t)}" for t in tasks))
+    used = [k for k in range(len(columns)) if k < len(fixed) or any(row[k].text != "-" for row in rows)]
     notes = (
-        "teacher-normalised: (x - base) / (teacher - base), 0 is the base model and 1 the task's teacher",
-        "IQM: interquartile mean over learnt tasks and seeds, with the jackknife's 95 % t-interval over seeds",
-        "a method without teachers is held against the mean of the other runs' teachers",
-        "a task's share is missing where its teacher is no better than the base model",
+        f"{HEADLINE}: mean over learnt tasks of (score - base) / (teacher - base); 0: the base model, 1: the teachers",
+        "teacher: mean score of all seeds' teachers of a task, the same for every method; intervals include its error",
+        "median, worst seed: of the seeds' mean gains; a task column: that task's share alone",
+        "a share is missing where the teachers' mean is not above the base model",
         "forgets: base - x on a held-out task, in its own unit; positive is a loss",
     )
     trimmed = tuple(tuple(row[k] for k in used) for row in rows)
-    return Block("Teacher-normalised scores and forgetting", tuple(columns[k] for k in used), trimmed, notes)
+    return Block("Mean gain and forgetting", tuple(columns[k] for k in used), trimmed, notes)
 
 
 def _costs(comparison: Comparison) -> Block:
@@ -189,14 +195,15 @@ def _costs(comparison: Comparison) -> Block:
     )
     rows = []
     for entry in comparison.entries:
-        counts = [f"{n:,}" for n in (entry.marginal, entry.total, entry.parallel, entry.images)]
-        times = [f"{entry.seconds:,.0f}", f"{entry.parallel_seconds:,.0f}", f"{entry.seconds / 3600:.2f}"]
+        paid = entry.cost
+        counts = [f"{n:,}" for n in (paid.marginal, paid.total, paid.parallel, paid.images)]
+        times = [f"{paid.seconds:,.0f}", f"{paid.parallel_seconds:,.0f}", f"{paid.device_hours:.2f}"]
         rows.append(tuple(Text(t) for t in [short(entry.label), *counts, *times, _goal_text(entry)]))
     notes = (
         "forwards: denoiser forward-equivalents in training, mean over seeds; reused stages count in full",
         "forwards: teachers are there already; with teachers: every stage; in parallel: the costliest chain of stages",
         "pictures: scored in training; seconds and device hours: every stage, one after another, on one device",
-        f"forwards to {GOAL:.0%}: with teachers, to an IQM of {GOAL}, linear between the budgets tried",
+        f"forwards to {GOAL:.0%}: with teachers, to a {HEADLINE} of {GOAL}, linear between the budgets tried",
     )
     return Block("Cost", columns, tuple(rows), notes)
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 from itertools import product
 
 from opdbench.errors import unknown
-from opdbench.leaderboards.numbers.compare import Comparison, Score
+from opdbench.leaderboards.numbers.compare import Comparison, PolicyScore
 from opdbench.leaderboards.numbers.runs import cell_of, key_parts, unlike
 from opdbench.leaderboards.tables.document import Block, Text, figure_text, short
 from opdbench.records.run import Run
@@ -122,7 +122,7 @@ def _beside(table: Published, comparison: Comparison, runs: Sequence[Run]) -> Bl
     return Block(f"Beside {table.name}", columns, tuple(rows), notes)
 
 
-def _why_not(measured: PublishedProtocol, score: Score, runs: Sequence[Run]) -> str:
+def _why_not(measured: PublishedProtocol, score: PolicyScore, runs: Sequence[Run]) -> str:
     """The compare keys in which a score differs from a published column, or ""."""
     record = next(run.record for run in runs if run.record.method == score.method)
     cell = next(c for p in record.policies if p.name == score.policy if (c := cell_of(p, score.task)))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from opdbench.leaderboards.numbers.compare import share
-from opdbench.records.run import RunRecord
+from opdbench.leaderboards.numbers.gain import Scale
+from opdbench.records.run import Cell, PolicyResult, RunRecord
 
 
-def rows(record: RunRecord) -> list[dict[str, Any]]:
-    """One row for each policy and task of a run, ready for JSON."""
+def rows(record: RunRecord, scales: Mapping[str, Scale]) -> list[dict[str, Any]]:
+    """One row for each policy and task of a run, ready for JSON; `share` is of the teachers' gain on `scales`."""
     scores = []
     for policy in record.policies:
         for cell in policy.cells:
@@ -27,12 +28,18 @@ def rows(record: RunRecord) -> list[dict[str, Any]]:
                     "n": cell.estimate.n,
                     "clusters": cell.estimate.clusters,
                     "unscored": cell.estimate.unscored,
-                    "teacher_normalised": share(record, policy, cell.task) if policy.role == "student" else None,
+                    "share": _share(policy, cell, scales),
                     "groups": {name: e.value for name, e in cell.groups.items()},
                     "key": cell.key,
                 }
             )
     return scores
+
+
+def _share(policy: PolicyResult, cell: Cell, scales: Mapping[str, Scale]) -> float | None:
+    if policy.role != "student" or cell.estimate.value is None or cell.task not in scales:
+        return None
+    return scales[cell.task].share(cell.estimate.value)
 
 
 def costs(record: RunRecord) -> list[dict[str, Any]]:

@@ -109,11 +109,12 @@ def _recipes(
 
 def _show(runs: Sequence[Run], format_: str) -> None:
     from opdbench.commands.terminal import print_json, print_runs
+    from opdbench.leaderboards.numbers.gain import common_scales
     from opdbench.leaderboards.tables import rows as table
 
     if format_ == "json":
-        records = [run.record for run in runs]
-        rows = [row for record in records for row in table.rows(record)]
+        records, scales = [run.record for run in runs], common_scales(runs)
+        rows = [row for record in records for row in table.rows(record, scales)]
         print_json({"rows": rows, "costs": [table.costs(record) for record in records]})
     else:
         print_runs(runs)

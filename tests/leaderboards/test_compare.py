@@ -15,6 +15,7 @@ from scipy import stats as scipy_stats
 from opdbench.core import Sample
 from opdbench.errors import UserError
 from opdbench.leaderboards.numbers.compare import compare
+from opdbench.leaderboards.numbers.cost import cost
 from opdbench.leaderboards.numbers.pairs import ALPHA, align, compare_task
 from opdbench.leaderboards.numbers.runs import group_runs, load_runs
 from opdbench.leaderboards.tables.document import aggregate_block
@@ -25,6 +26,16 @@ from opdbench.stats import estimate, holm
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     return two_equal_and_a_better_one(tmp_path_factory.mktemp("runs"))
+
+
+def fail(run, policies, score):
+    """The run with every score of some policies replaced."""
+
+    def failed(policy):
+        cells = (replace(cell, estimate=replace(cell.estimate, value=score)) for cell in policy.cells)
+        return replace(policy, cells=tuple(cells)) if policy.name in policies else policy
+
+    return replace(run, record=replace(run.record, policies=tuple(map(failed, run.record.policies))))
 
 
 def pair_of(column, first, second):
@@ -159,38 +170,43 @@ def test_a_run_of_which_nothing_was_scored_leaves_nothing_to_pair(tmp_path):
     assert (score.figure.value, score.n, score.unscored, score.rank) == (None, 0, 80, None)
 
 
-def test_shares_forgetting_and_worst_task_by_hand(runs):
+def test_mean_gain_forgetting_and_worst_task_by_hand(runs):
     entry = next(e for e in compare(runs).entries if e.method == "good")
-    shares = {"ocr": [], "geneval": []}
-    lost = []
-    for run in (r for r in runs if r.record.method == "good"):
-        value = {(p.name, c.task): c.estimate.value for p in run.record.policies for c in p.cells}
-        for task, found in shares.items():
-            base = value["base", task]
-            found.append((value["student", task] - base) / (value[f"teacher-{task}", task] - base))
-        lost.append(value["base", "preference"] - value["student", "preference"])
+    values = {(r.record.seed, r.record.method, p.name, c.task): c.estimate.value
+              for r in runs for p in r.record.policies for c in p.cells}  # fmt: skip
+    methods, seeds, tasks = ("even", "same", "good"), range(5), ("ocr", "geneval")
+    shares = {}
+    for task in tasks:
+        base = values[0, "good", "base", task]
+        teacher = np.mean([values[s, m, f"teacher-{task}", task] for s in seeds for m in methods])
+        shares[task] = [(values[s, "good", "student", task] - base) / (teacher - base) for s in seeds]
+    by_seed = np.mean(list(shares.values()), 0)
+    lost = [values[s, "good", "base", "preference"] - values[s, "good", "student", "preference"] for s in seeds]
     worst = min(shares, key=lambda task: np.mean(shares[task]))
-    assert entry.score.value == pytest.approx(scipy_stats.trim_mean(np.ravel(list(shares.values())), 0.25))
-    assert entry.worst[0] == worst
-    assert entry.worst[1].value == pytest.approx(np.mean(shares[worst]))
+    assert entry.mean_gain.value == pytest.approx(by_seed.mean())
+    assert entry.median_gain == pytest.approx(np.median(by_seed))
+    assert (entry.worst_seed.seed, entry.worst_seed.gain) == (by_seed.argmin(), pytest.approx(by_seed.min()))
+    assert entry.worst_task.task == worst
+    assert entry.worst_task.figure.value == pytest.approx(np.mean(shares[worst]))
+    assert entry.cost == cost(runs[0].record)
     assert entry.forgetting["preference"].value == pytest.approx(np.mean(lost))
     assert entry.forgetting["preference"].error == pytest.approx(
         scipy_stats.t.ppf(0.975, 4) * np.std(lost, ddof=1) / math.sqrt(5)
     )
 
 
-def test_a_teacher_without_gain_has_no_share(tmp_path):
+def test_teachers_without_gain_leave_no_share(tmp_path):
     world = World(levels={"base": 0.8, "teacher": 0.4, "student": 0.5})
     entry = compare(load_runs(make_runs(tmp_path, ["opd"], 3, world))).entries[0]
-    assert entry.score.value is None
-    assert entry.worst is None
+    assert entry.mean_gain.value is None
+    assert entry.worst_task is None
 
 
 def test_a_method_without_teachers_is_held_against_the_others(tmp_path):
     alone = make_runs(tmp_path, ["rl"], 2, World(taught=False))
-    assert compare(load_runs(alone)).entries[0].score.value is None
+    assert compare(load_runs(alone)).entries[0].mean_gain.value is None
     both = load_runs([*alone, *make_runs(tmp_path, ["opd"], 3)])
-    found = {e.method: e for e in compare(both).entries}["rl"]
+    entry = {e.method: e for e in compare(both).entries}["rl"]
     cells = {(r.record.method, p.name, c.task): [] for r in both for p in r.record.policies for c in p.cells}
     for run in both:
         for policy in run.record.policies:
@@ -200,8 +216,18 @@ def test_a_method_without_teachers_is_held_against_the_others(tmp_path):
     for task in ("ocr", "geneval"):
         base, teacher = np.mean(cells["rl", "base", task]), np.mean(cells["opd", f"teacher-{task}", task])
         shares += [(x - base) / (teacher - base) for x in cells["rl", "student", task]]
-    assert found.score.value == pytest.approx(scipy_stats.trim_mean(shares, 0.25))
-    assert found.marginal == found.total == 5_000
+    assert entry.mean_gain.value == pytest.approx(np.mean(shares))
+    assert entry.cost.marginal == entry.cost.total == 5_000
+
+
+def test_a_seed_whose_teacher_fails_stays_in_every_mean(tmp_path):
+    """Distillations are not spared the seed that RL without teachers has to count."""
+    runs = load_runs([*make_runs(tmp_path, ["opd"], 4), *make_runs(tmp_path, ["rl"], 4, World(taught=False))])
+    runs = [fail(run, ("teacher-ocr", "student"), 0.3) if run.record.seed == 3 else run for run in runs]
+    entries = {entry.method: entry for entry in compare(runs).entries}
+    for method in ("opd", "rl"):
+        assert (entries[method].mean_gain.seeds, entries[method].worst_seed.seed) == (4, 3)
+        assert entries[method].worst_seed.gain < 0.5 < entries[method].median_gain
 
 
 def test_a_lower_is_better_task_is_turned_round(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from records import World, make_runs, two_equal_and_a_better_one
 
 from opdbench.core import Meter
-from opdbench.leaderboards.numbers.compare import mean_teachers
-from opdbench.leaderboards.numbers.cost import CostToGoal, cost, cost_to_goal
+from opdbench.leaderboards.numbers.cost import Budget, CostToGoal, cost, cost_to_goal, mean_cost
+from opdbench.leaderboards.numbers.gain import common_scales
 from opdbench.leaderboards.numbers.runs import load_runs
 from opdbench.recipes.config import RunConfig
 from opdbench.records.run import Run, StageResult
@@ -66,16 +66,25 @@ def test_teachers_that_runs_share_count_once(tmp_path):
     runs = load_runs(make_runs(tmp_path, ["opd"], 2))
     other = load_runs(make_runs(tmp_path, ["sft"], 1, World(levels={"base": 0.4, "teacher": 0.9, "student": 0.5})))
     shared = [Run(replace(runs[0].record, method=name), runs[0].folder) for name in "abc"]
-    for task, mean in mean_teachers([*runs, *other]).items():
-        assert mean_teachers([*shared, *other, *runs])[task] == mean
+    for task, scale in common_scales([*runs, *other]).items():
+        assert common_scales([*shared, *other, *runs])[task] == scale
         teachers = [c.estimate.value for r in (*runs, *other) for p in r.record.policies if p.role == "teacher"
                     for c in p.cells if c.trained and c.task == task]  # fmt: skip
-        assert mean == pytest.approx(np.mean(teachers))
+        assert scale.teacher == pytest.approx(np.mean(teachers))
+
+
+def test_a_mean_cost_is_the_mean_of_every_count(runs):
+    paid = cost(runs[0].record)
+    other = replace(paid, total=paid.total + 101, seconds=paid.seconds + 1)
+    assert mean_cost([paid, other]) == replace(paid, total=paid.total + 50, seconds=paid.seconds + 0.5)
 
 
 def test_cost_to_goal_is_interpolated_and_bounded():
-    assert cost_to_goal([(100, 0.5), (300, 1.0)]) == CostToGoal(260, "")
-    assert cost_to_goal([(300, 1.0), (200, 0.4), (100, 0.5)]) == CostToGoal(280, "")
-    assert cost_to_goal([(100, 0.95)]) == CostToGoal(100, "<=")
-    assert cost_to_goal([(100, 0.5), (200, 0.6)]) == CostToGoal(200, ">")
-    assert cost_to_goal([]) is None
+    def goal(*budgets):
+        return cost_to_goal([Budget(*budget) for budget in budgets])
+
+    assert goal((100, 0.5), (300, 1.0)) == CostToGoal(260, "")
+    assert goal((300, 1.0), (200, 0.4), (100, 0.5)) == CostToGoal(280, "")
+    assert goal((100, 0.95)) == CostToGoal(100, "<=")
+    assert goal((100, 0.5), (200, 0.6)) == CostToGoal(200, ">")
+    assert goal() is None

@@ -63,7 +63,7 @@ def test_a_methods_budgets_are_joined_unless_two_cost_the_same(tmp_path):
     slots = {entry.label: k for k, entry in enumerate(comparison.entries, 1)}
     marks = figures.frontiers(comparison, slots)[0].marks
     joined = [mark for mark in marks[1:] if mark.path]
-    assert [mark.label for mark in joined] == [next(e.label for e in comparison.entries if e.total == 27_000)]
+    assert [mark.label for mark in joined] == [next(e.label for e in comparison.entries if e.cost.total == 27_000)]
     dots = {mark.dots[0][:2] for mark in marks if mark.dots and mark.label.startswith("opd")}
     assert {tuple(map(float, pair.split(","))) for pair in joined[0].path[1:].split("L")} == dots
     tuned = [replace(run, record=replace(run.record, group="lr", digest=run.record.digest + "1")) for run in runs[:2]]
