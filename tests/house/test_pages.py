@@ -106,7 +106,8 @@ def opdbench_calls(page: Path) -> list[list[str]]:
     calls = []
     for command in shell_lines(page):
         if "opdbench" in command and not {"pip", "cd", "ruff", "mypy"} & set(command[: command.index("opdbench")]):
-            calls.append([PLACEHOLDERS.get(word, word) for word in command[command.index("opdbench") + 1 :]])
+            words = command[command.index("opdbench") + 1 :]
+            calls.append([PLACEHOLDERS.get(word, word) for word in words if word != "..."])
     return [call for call in calls if call]
 
 
@@ -220,3 +221,19 @@ def test_every_method_and_every_loss_has_a_row():
     for name in (*recipes(), *names("losses")):
         if not name.startswith("velocity"):
             assert re.search(rf"^\| `{name}` \|", page, re.MULTILINE), f"{name} has no row"
+
+
+def test_the_tree_of_the_package_lists_every_room_from_the_top_floor_down():
+    tree = next(code for code in blocks(ROOT / "opdbench" / "README.md", "text") if "core.py" in code)
+    rooms = [line.split()[0].strip("/").removesuffix(".py") for line in tree.splitlines()]
+    floors = runpy.run_path(os.fspath(ROOT / "tests" / "house" / "test_layout.py"))["FLOOR"]
+    assert sorted(rooms) == sorted(floors)
+    heights = [floors[room] for room in rooms]
+    assert heights == sorted(heights, reverse=True)
+
+
+def test_the_page_of_the_tests_lists_every_folder():
+    listed = re.findall(r"^\| `(\w+)` \|", prose(ROOT / "tests" / "README.md"), re.MULTILINE)
+    assert listed == sorted(
+        path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name[0] not in "_."
+    )
