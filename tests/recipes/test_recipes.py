@@ -181,7 +181,7 @@ def test_rewards_are_added_where_they_are_defined(world):
     assert actors.rewards == {"reward": 12.75, "reward/left": 0.5, "reward/right": 25.0}
     both, actors = rollout(world, {"left": 2.0, "right": 0.5}, judges)
     assert both.rewards.tolist() == [0.0, 2.0, 4.0 + 10.0, 6.0 + 15.0]
-    assert both.parts["right"].isnan().tolist() == [True, True, False, False]
+    assert both.by_task["right"].isnan().tolist() == [True, True, False, False]
     assert actors.meter.images == 6
     assert actors.rewards == {"reward": (2 + 14 + 21) / 4, "reward/left": 1.5, "reward/right": 25.0}
     lost, actors = rollout(world, {"left": 2.0, "right": 0.5}, judges | {"left": _Pays(1.0, lost=(3,))})
