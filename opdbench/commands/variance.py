@@ -42,6 +42,7 @@ def variance(
     from opdbench.files import check_writable
     from opdbench.recipes.config import RunConfig, load_recipe
     from opdbench.registry import parse_tasks, recipe
+    from opdbench.runs.spec import plan_runs
 
     wanted = parse_tasks(tasks)
     plan = load_recipe(config or recipe(method), wanted, set_ or [])
@@ -66,13 +67,12 @@ def variance(
     from opdbench.leaderboards.tables.variance import variance_blocks
     from opdbench.records.variance import VarianceRecord, flat
 
-    spec = (RunConfig(plan, wanted, model, seed), out, False, command_line())
-    runner, folder = run_study(spec, grid, redraws // 4, pathwise, jobs)
+    specs = plan_runs([RunConfig(plan, wanted, model, seed)], out, False, command_line())
+    runner, folder = run_study(specs[0], grid, redraws // 4, pathwise, jobs)
     record = VarianceRecord.load(folder)
     write_figures(record, folder)
     runner.console.note(f"record: {folder / 'variance.json'}, figures beside it")
-    curves = read_curves(load_runs(sorted(path.parent for path in out.glob("*/record.json"))))
-    if curves:
+    if curves := read_curves(load_runs(sorted(path.parent for path in out.glob("*/record.json")))):
         write_curves(curves, folder)
     if format_ == "json":
         print_json([flat(row) for row in record.table_rows()])

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from opdbench.console.progress import Console
     from opdbench.recipes.config import Stage
     from opdbench.records.variance import Row, Scene, Setting, VarianceRecord
-    from opdbench.runs.job_graph import Spec
-    from opdbench.runs.runner import Done, Runner
+    from opdbench.runs.runner import FinishedStage, Runner
+    from opdbench.runs.spec import RunSpec
     from opdbench.variance.subject import StudySubject
 
 
@@ -44,7 +44,7 @@ class Study:
     """A grid of settings, each measured by a separate job; their records are kept in `settings` until all are done.
 
     Attributes:
-        spec: arguments of the recipe's runner.
+        spec: the recipe's resolved run.
         digest: digest of the study.
         stages: digests of the stages that it uses.
         grid: settings.
@@ -53,7 +53,7 @@ class Study:
         folder: folder of the study's record.
     """
 
-    spec: Spec
+    spec: RunSpec
     digest: str
     stages: Mapping[str, str]
     grid: Sequence[GridPoint]
@@ -71,7 +71,7 @@ class Study:
         from opdbench.runs.runner import Runner
         from opdbench.variance.measure import measure
 
-        runner = Runner(*self.spec, console)
+        runner = Runner(self.spec, console)
         done = runner.finish(self.stages)
         measured = measure(make_subject(runner, done, self.grid[k]), self.draws, self.pathwise)
         self.record(runner, [measured.scene], measured.rows).save(self.setting_folder(k))
@@ -84,7 +84,7 @@ class Study:
         from opdbench.records.variance import VarianceRecord
 
         config = runner.config
-        source = {"source": config.model, "hash": runner.weights}
+        source = {"source": config.model, "hash": runner.spec.weights}
         return VarianceRecord(
             digest=self.digest,
             method=config.recipe.name,
@@ -94,17 +94,17 @@ class Study:
             scenes=tuple(scenes),
             rows=tuple(rows),
             environment=environment(),
-            command=runner.command,
+            command=runner.spec.command,
         )
 
 
 def run_study(
-    spec: Spec, grid: Sequence[GridPoint], draws: int, pathwise: bool, jobs: int | None
+    spec: RunSpec, grid: Sequence[GridPoint], draws: int, pathwise: bool, jobs: int | None
 ) -> tuple[Runner, Path]:
     """Measure a grid of settings and write its record; finished studies and settings are reused.
 
     Args:
-        spec: arguments of the recipe's runner.
+        spec: the recipe's resolved run.
         grid: settings.
         draws: groups of pictures per setting.
         pathwise: also measure the gradient through the sampler.
@@ -120,10 +120,10 @@ def run_study(
     from opdbench.runs.job_graph import here
     from opdbench.runs.runner import Runner
 
-    runner = Runner(*spec, make_console())
-    used = {name: runner.digests[name] for name in _needed(runner.config.recipe.stages[-1], grid)}
-    name = digest([SCHEMA, used, grid, draws, pathwise, runner.config.seed, runner.weights])
-    folder = spec[1] / f"variance-{runner.config.recipe.name}-s{runner.config.seed}-{name[:8]}"
+    runner = Runner(spec, make_console())
+    used = {name: runner.spec.stages[name] for name in _needed(runner.config.recipe.stages[-1], grid)}
+    name = digest([SCHEMA, used, grid, draws, pathwise, runner.config.seed, runner.spec.weights])
+    folder = spec.out / f"variance-{runner.config.recipe.name}-s{runner.config.seed}-{name[:8]}"
     if (folder / FILE).exists():
         runner.console.note(f"study {folder} is finished")
         return runner, folder
@@ -141,7 +141,7 @@ def run_study(
     return runner, folder
 
 
-def make_subject(runner: Runner, done: Mapping[str, Done], point: GridPoint) -> StudySubject:
+def make_subject(runner: Runner, done: Mapping[str, FinishedStage], point: GridPoint) -> StudySubject:
     """The student and the teacher of a setting."""
     from opdbench.core import Meter, Sampler
     from opdbench.diffusion.adapters import ATTENTION, Lora
@@ -153,7 +153,7 @@ def make_subject(runner: Runner, done: Mapping[str, Done], point: GridPoint) -> 
     last = runner.config.recipe.stages[-1]
     sampler = Sampler(point.sampler, point.steps, point.noise_level, last.sampler.guidance)
     model = runner.model
-    start = done[point.at][1] if point.at in done else None
+    start = done[point.at].adapter if point.at in done else None
     lora = start.lora if start else Lora(last.rank, last.alpha, last.targets or ATTENTION)
     channels, height, width = model.latent_shape
     shape = (channels, point.side or height, point.side or width)

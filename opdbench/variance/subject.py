@@ -11,7 +11,7 @@ from opdbench.methods.base import Actors, Batch
 from opdbench.methods.estimators import Visit
 from opdbench.methods.opd import visit
 from opdbench.records.variance import Setting
-from opdbench.runs.trainer import pick_prompts
+from opdbench.runs.schedule import pick_prompts
 
 
 @dataclass(frozen=True)
