@@ -206,6 +206,16 @@ def test_tables_of_results_are_what_the_records_say(page, count):
     assert len(rows) == count
 
 
+def test_joint_rl_ends_above_opd_on_every_task_and_seed_as_the_readme_says():
+    by_cost = {}
+    for group in group_runs(load_runs(sorted((ROOT / "leaderboards/results/tiny").glob("*-s?")))):
+        by_cost[group.runs[0].record.method.partition("+")[0], cost(group.runs[0].record).total] = group
+    joint, opd = by_cost["multi-rl-nft", 323_136], by_cost["opd", 322_560]
+    for task in ("geneval", "ocr", "preference"):
+        pairs = zip(joint.cells("student", task), opd.cells("student", task), strict=True)
+        assert all(first.estimate.value > second.estimate.value for first, second in pairs)
+
+
 def test_the_readmes_base_model_and_teachers_are_what_the_records_say():
     records = sorted(path.parent for path in (ROOT / "leaderboards/results/tiny").glob("*/record.json"))
     (group,) = (group for group in group_runs(load_runs(records)) if group.runs[0].record.method.startswith("teachers"))
