@@ -63,7 +63,7 @@ def evaluate_model(
     """
     weights, team = model_hash(subject.source, subject.resolution), join()
     adapter = fetch(subject.adapter) if subject.adapter else None
-    chosen = {name: choose(_prompts(judge, prompts), limit) for name, judge in evaluators.items()}
+    chosen = {name: choose(prompts_of(judge, prompts), limit) for name, judge in evaluators.items()}
     model = Model(subject.source, resolution=subject.resolution)
     sampler = Sampler("ode", subject.steps, 0.0, subject.guidance)
     if adapter and subject.adapter:
@@ -79,7 +79,7 @@ def evaluate_model(
         else:
             progress = partial(console.progress, f"evaluate {task}", figures={})
             samples = evaluate(model, policy, sampler, judge, chosen[task], target, Meter(), progress, team)
-        rows += table(task, key, _set_name(chosen[task]), samples)
+        rows += table(task, key, set_name(chosen[task]), samples)
     return rows
 
 
@@ -116,7 +116,7 @@ def evaluate_pictures(
         if team.leads:
             write_gallery(target.with_suffix(".html"), key, samples, pictures, judge.range[1])
             console.note(f"failures: {target.with_suffix('.html')}")
-        rows += table(task, key, _set_name(prompts), samples)
+        rows += table(task, key, set_name(prompts), samples)
     if share:
         console.note(f"share {share[0]} of {share[1]} is scored; the same command without --share makes the table")
         return []
@@ -157,7 +157,8 @@ def _best(samples: Sequence[Sample]) -> list[Sample]:
     return list(best.values())
 
 
-def _prompts(judge: Evaluator, wanted: str | None) -> Sequence[Prompt]:
+def prompts_of(judge: Evaluator, wanted: str | None) -> Sequence[Prompt]:
+    """The judge's own test prompts if `wanted` is None, or those of a downloaded set or a file."""
     if wanted is None:
         return judge.prompts("test")
     if wanted in SETS:
@@ -168,7 +169,7 @@ def _prompts(judge: Evaluator, wanted: str | None) -> Sequence[Prompt]:
     return read_prompts(path, judge.name)
 
 
-def _set_name(prompts: Sequence[Prompt]) -> str:
+def set_name(prompts: Sequence[Prompt]) -> str:
     """The set's name, which its prompts' ids begin with, and its hash."""
     return f"{prompts[0].id.rsplit('/', 1)[0]}@{prompt_hash(prompts)}"
 

@@ -26,6 +26,7 @@ FLOORS = (
     {"runs"},
     {"variance"},
     {"leaderboards"},
+    {"api"},
     {"commands"},
     {"cli"},
     {"__main__"},
