@@ -13,6 +13,7 @@ from opdbench.commands.compare import compare, report
 from opdbench.commands.doctor import doctor
 from opdbench.commands.eval import eval_, score
 from opdbench.commands.installed import data, list_
+from opdbench.commands.plot import plot
 from opdbench.commands.run import run
 from opdbench.commands.variance import variance
 from opdbench.errors import UserError
@@ -27,6 +28,7 @@ for name, verb in {
     "run": run,
     "compare": compare,
     "report": report,
+    "plot": plot,
     "check": check,
     "score": score,
     "list": list_,

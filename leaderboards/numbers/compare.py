@@ -99,11 +99,16 @@ class Comparison:
     scales: tuple[Scale, ...] = ()
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
-    """Compare finished runs; `UserError` if their numbers may not share a column."""
+def compare(runs: Sequence[Run], all_runs: Sequence[Run] | None = None) -> Comparison:
+    """Compare finished runs; `UserError` if their numbers may not share a column.
+
+    Args:
+        runs: those that are shown.
+        all_runs: those that set the scale of the mean gain, so that a filter does not change it; default `runs`.
+    """
     groups = group_runs(runs)
     tasks = task_names(groups)
-    scales = common_scales(runs)
+    scales = common_scales(all_runs or runs)
     columns = [compare_task(task, groups) for task in tasks]
     ranks = {(column.task, label): rank for column in columns for label, rank in column.ranks.items()}
     scores = []

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from opdbench.leaderboards.plots.curves import CurvePoint
+
 TICKS, NARROW = 4, 4
 """Ticks wanted on an axis; a logarithmic one that spans less than this factor gets even ones."""
 TAG_WIDTH, TAG_HEIGHT = 50, 13
@@ -33,15 +35,6 @@ class ChartFrame:
 
 SMALL = ChartFrame(360, 220, 46, 348, 10, 180)
 LARGE = ChartFrame(760, 400, 46, 560, 10, 360, column=True)
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """A point in the units of the data; `error` is half of its interval, or None."""
-
-    x: float
-    y: float
-    error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from opdbench.core import Estimate
@@ -11,56 +11,28 @@ from opdbench.leaderboards.numbers.compare import Comparison, Entry
 from opdbench.leaderboards.numbers.figure import Figure, seeds_figure
 from opdbench.leaderboards.numbers.gain import HEADLINE
 from opdbench.leaderboards.numbers.runs import Group, cell_of
-from opdbench.leaderboards.page.charts import Chart, ChartText, CurvePoint, Series, draw
+from opdbench.leaderboards.page.charts import Chart, ChartText, Series, draw
+from opdbench.leaderboards.plots.curves import CurvePoint, families, stage_curves
 from opdbench.leaderboards.tables.document import short
-from opdbench.records.run import Run, RunRecord
-from opdbench.stats import over_seeds
+from opdbench.records.run import RunRecord
 
 
 def learning_curves(groups: Sequence[Group], slots: Mapping[str, int]) -> list[Chart]:
-    """Reward, or loss where there is none, against a stage's own cost; one chart a stage, one line a method.
+    """Reward, or loss where there is none, against a stage's own cost; one chart per stage and scale.
 
-    A stage that several methods have in common is drawn once, in grey. Lines are means over
-    seeds, bands 95 % t-intervals over them.
+    A stage that several methods share is drawn once, in grey. Lines are means over seeds, bands their 95 %
+    t-intervals.
     """
-    owners: dict[tuple[str, ...], list[Group]] = defaultdict(list)
-    names: dict[tuple[str, ...], str] = {}
-    for group in groups:
-        for stage in group.runs[0].record.stages:
-            digests = tuple(s.digest for run in group.runs for s in run.record.stages if s.name == stage.name)
-            owners[digests].append(group)
-            names[digests] = stage.name
-    lines: dict[tuple[str, str], list[Series]] = defaultdict(list)
-    for digests, same in owners.items():
-        label = ", ".join(group.label for group in same)
-        slot = slots[label] if len(same) == 1 else 0
-        for measure, points in _curves(same[0].runs, names[digests]):
-            lines[names[digests], measure].append(Series(label, slot, points))
+    charts: dict[str, list[Series]] = defaultdict(list)
+    measures: dict[str, str] = {}
+    for curve in stage_curves(groups):
+        title = short(curve.title)
+        slot = slots[curve.labels[0]] if len(curve.labels) == 1 else 0
+        charts[title].append(Series(", ".join(curve.labels), slot, curve.points))
+        measures[title] = curve.measure
     return [
-        draw(ChartText(f"{short(stage)}: {measure}", "", "forwards of the stage", measure), series)
-        for (stage, measure), series in lines.items()
+        draw(ChartText(title, "", "forwards of the stage", measures[title]), series) for title, series in charts.items()
     ]
-
-
-def _curves(runs: Sequence[Run], stage: str) -> list[tuple[str, tuple[CurvePoint, ...]]]:
-    """What a stage is judged by over its forwards: the reward, of several tasks each one's; or else the loss."""
-    recorded = (s.curve for run in runs for s in run.record.stages if s.name == stage)
-    curves = [curve for curve in recorded if curve]
-    known = {name for curve in curves for point in curve for name in point}
-    parts = sorted(name for name in known if name.startswith("reward/"))
-    if not curves:
-        return []
-    measures = parts or (["reward"] if "reward" in known else ["loss"])
-    return [(measure.replace("/", ", "), _mean(curves, measure)) for measure in measures]
-
-
-def _mean(curves: Sequence[Sequence[Mapping[str, float]]], measure: str) -> tuple[CurvePoint, ...]:
-    points = []
-    for same in zip(*curves, strict=True):  # runs that differ in their seed only have as many points
-        if values := [point[measure] for point in same if measure in point]:
-            mean, half = over_seeds(values)
-            points.append(CurvePoint(float(same[0]["forwards"]), mean, half))
-    return tuple(points)
 
 
 def frontiers(comparison: Comparison, slots: Mapping[str, int]) -> list[Chart]:
@@ -95,17 +67,6 @@ def _budgets(entries: Sequence[Entry], slots: Mapping[str, int], costs: Mapping[
             points = tuple(CurvePoint(costs[entry.label], entry.mean_gain.value or 0.0) for entry in same)
             series.append(Series(same[-1].label, slots[same[-1].label], points))
     return series
-
-
-def families(entries: Iterable[Entry], costs: Mapping[str, int]) -> list[list[Entry]]:
-    """Entries of one method together, by cost, where no cost is there twice; all others alone."""
-    methods: dict[tuple[str, tuple[str, ...]], list[Entry]] = defaultdict(list)
-    for entry in sorted(entries, key=lambda entry: costs[entry.label]):
-        methods[entry.method, entry.tasks].append(entry)
-    families: list[list[Entry]] = []
-    for same in methods.values():
-        families += [same] if len({costs[entry.label] for entry in same}) == len(same) else [[entry] for entry in same]
-    return families
 
 
 def _place(entry: Entry, forwards: int) -> CurvePoint:

@@ -65,7 +65,7 @@ def probe_blocks(comparison: Comparison) -> list[Block]:
     for kind, (title, note) in PROBES.items():
         readings = [reading for reading in comparison.probes if reading.kind == kind]
         if kind == "stage":
-            readings = _in_order(readings, comparison)
+            readings = stages_in_order(readings, comparison)
         lines: dict[tuple[str, str], dict[str, Figure]] = {}
         for reading in readings:
             column = reading.task + (
@@ -84,7 +84,7 @@ def probe_blocks(comparison: Comparison) -> list[Block]:
     return tables
 
 
-def _in_order(readings: Sequence[ProbeFigure], comparison: Comparison) -> list[ProbeFigure]:
+def stages_in_order(readings: Sequence[ProbeFigure], comparison: Comparison) -> list[ProbeFigure]:
     """The stages of each method between its base model and the policies that have a score."""
     ordered = []
     for label in dict.fromkeys(reading.label for reading in readings):

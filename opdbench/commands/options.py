@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from opdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from opdbench.leaderboards.numbers.selection import Selection
 
 Format = Literal["table", "json"]
 FormatOption = Annotated[Format, typer.Option("--format", help="output format: table or json")]
@@ -22,7 +25,21 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="override a s
 SourceOption = Annotated[
     list[str] | None, typer.Option(help="where a judge loads from: judge=folder, Hub id or server address; repeatable")
 ]
+ShownMethods = Annotated[str, typer.Option("--methods", help="methods to show, comma-separated, e.g. 'opd*,sft'")]
+ShownTasks = Annotated[str, typer.Option("--tasks", help="tasks to show, comma-separated")]
+ShownSeeds = Annotated[str, typer.Option("--seeds", help="seeds to show, for example 0 or 0,2 or 0-4")]
 OutOption = Annotated[Path, typer.Option("--out", envvar="OPDBENCH_OUT", help="folder to write runs to")]
+
+
+def selection(methods: str, tasks: str, seeds: str) -> Selection:
+    """What `--methods`, `--tasks` and `--seeds` select; all where they are empty."""
+    from opdbench.commands.run import parse_seeds
+    from opdbench.leaderboards.numbers.selection import Selection
+
+    def names(text: str) -> tuple[str, ...]:
+        return tuple(name.strip() for name in text.split(",") if name.strip())
+
+    return Selection(names(methods), names(tasks), tuple(parse_seeds(seeds)) if seeds else ())
 
 
 def find_runs(named: list[Path] | None, folder: Path) -> list[Path]:

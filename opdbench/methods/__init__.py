@@ -1,12 +1,12 @@
-"""Everything a loss sees, and the subject of the benchmark: OPD and its gradient estimators.
+"""What a loss sees, and the subject of the benchmark: OPD and its gradient estimators.
 
-Plug-ins import from here.
+A plug-in imports what it needs from here.
 """
 
 from opdbench.methods.base import Actors, Batch, Loss, Rollout
 from opdbench.methods.opd import visit
 
 Method = Loss
-"""Name of `Loss` in the first edition; kept for plug-ins."""
+"""The name of `Loss` in the first edition."""
 
 __all__ = ["Actors", "Batch", "Loss", "Method", "Rollout", "visit"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opdbench.core import Estimate, Meter
 from opdbench.errors import UserError
-from opdbench.files import checksums, misfit, read_sealed, write_sealed
+from opdbench.files import read_json, write_json
+
+if TYPE_CHECKING:
+    pass
 
 SCHEMA = 2
 
@@ -40,7 +43,7 @@ class StageResult:
     """A finished stage.
 
     Attributes:
-        reused: whether it was finished before this command instead of trained by it.
+        reused: whether it was found instead of trained here.
         curve: means over consecutive updates of loss and, in RL, reward, with several tasks also each task's as
             `reward/<task>`; `forwards` is what they had cost by then.
     """
@@ -88,14 +91,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The product of a run; its existence means that the run is complete.
-
-    Attributes:
-        digest: of the run's configuration and model.
-        group: the same for any seed.
-        files: length and SHA-256 of each file that lies beside the record; empty in records of the first edition.
-        plugins: name and version of each loss, evaluator and judge that does not come from opdbench.
-    """
+    """The product of a run; its existence means that the run is complete."""
 
     digest: str
     group: str
@@ -110,18 +106,12 @@ class RunRecord:
     command: str
     probes: tuple[Probe, ...] = ()
     schema: int = SCHEMA
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    plugins: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:
-        """Write `record.json`, the last file of a run, with the checksums of the files beside it."""
+        """Write `record.json`; the last thing that a run does."""
         path = folder / "record.json"
-        write_sealed(path, asdict(self) | {"files": checksums(folder, _beside(folder))})
+        write_json(path, asdict(self))
         return path
-
-    def damage(self, folder: Path) -> str:
-        """Why the files in `folder` are not those that the record was written with; "" if they are."""
-        return misfit(folder, self.files)
 
     @staticmethod
     def load(path: Path) -> RunRecord:
@@ -130,13 +120,13 @@ class RunRecord:
         if not file.exists():
             what = "not finished (no record.json)" if path.is_dir() else "absent"
             raise UserError(f"run {str(path)!r} is {what}; run its command again to finish it, or name another")
-        raw = read_sealed(file)
-        schema = raw.get("schema")
-        if schema == 1:
-            command = f"python -m opdbench.runs.migrate {file.parent.parent}"
-            raise UserError(f"record {str(file)!r} has schema 1; expected {SCHEMA}; run `{command}`")
-        if schema != SCHEMA:
-            raise UserError(f"record {str(file)!r} has schema {schema!r}; expected {SCHEMA}")
+        raw = read_json(file)
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+            if found == 1:
+                command = f"python -m opdbench.runs.migrate {file.parent.parent}"
+                raise UserError(f"record {str(file)!r} has schema 1; expected {SCHEMA}; run `{command}`")
+            raise UserError(f"record {str(file)!r} has schema {found!r}; expected {SCHEMA}")
         try:
             stages = tuple(
                 StageResult(**{**s, "tasks": tuple(s["tasks"]), "meter": Meter(**s["meter"])})
@@ -145,19 +135,8 @@ class RunRecord:
             policies = tuple(_policy(p) for p in raw.pop("policies"))
             probes = tuple(Probe(**{**p, "estimate": Estimate(**p["estimate"])}) for p in raw.pop("probes", ()))
             return RunRecord(tasks=tuple(raw.pop("tasks")), stages=stages, policies=policies, probes=probes, **raw)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise UserError(f"record {str(file)!r} is damaged ({error}); run its command again") from error
-
-
-def _beside(folder: Path) -> tuple[str, ...]:
-    """The files of a run that its record vouches for, as paths relative to its folder."""
-    patterns = ("samples/*.jsonl", "pictures/*.png", "pictures/rows.jsonl", "grid.png")
-    return tuple(
-        path.relative_to(folder).as_posix()
-        for pattern in patterns
-        for path in sorted(folder.glob(pattern))
-        if ".damaged-" not in path.name
-    )
 
 
 def _policy(raw: Mapping[str, Any]) -> PolicyResult:

@@ -15,6 +15,7 @@ from opdbench.leaderboards.numbers.runs import group_runs, load_runs
 from opdbench.leaderboards.page import charts, figures
 from opdbench.leaderboards.page.charts import ChartText, CurvePoint, Series
 from opdbench.leaderboards.page.report import page
+from opdbench.leaderboards.plots.curves import measured_points
 from opdbench.records.store import POINTS
 
 
@@ -25,7 +26,7 @@ def runs(tmp_path_factory):
 
 def test_curves_are_means_over_seeds_and_shared_stages_are_drawn_once(runs):
     groups = group_runs(runs)
-    ((_, points),) = figures._curves(groups[0].runs, "student")
+    ((_, points),) = measured_points(groups[0].runs, "student")
     assert [p.x for p in points] == [100.0 * k for k in range(1, 7)]
     assert [p.y for p in points] == pytest.approx([1 / k + 1 for k in range(1, 7)])  # seeds 0, 1, 2 add their number
     assert points[0].error == pytest.approx(4.302652729911275 / 3**0.5)  # t(.975, 2) s / sqrt(3), s = 1
@@ -51,7 +52,7 @@ def test_a_long_curve_has_few_points_and_one_that_is_not_recorded_is_left_out(tm
     folder = make_run(tmp_path, "opd", 0)
     assert figures.learning_curves(group_runs(load_runs([folder])), {"opd": 1}) == []
     (run,) = load_runs([illustrate(folder, updates=400)])
-    ((_, points),) = figures._curves([run], "student")
+    ((_, points),) = measured_points([run], "student")
     assert len(points) == POINTS
     assert points[0].y == pytest.approx(np.mean([1 / k for k in range(1, 11)]))
 
