@@ -1,10 +1,14 @@
-"""DanceGRPO (arXiv 2505.07818): group policy gradient with a constant diffusion and shared initial noise.
+"""DanceGRPO (arXiv 2505.07818): group policy gradient with constant diffusion and shared initial noise.
 
-The surrogate is that of Flow-GRPO without KL. What differs: sampler dance-sde (noise_level .3), the pictures
-of a prompt start from the same noise, advantages are scaled per prompt, and a random `fraction` of the steps
-is trained in an update, the last one never. The official FLUX script takes two optimizer steps on a rollout
-of two prompts, one a prompt, and draws the steps for each picture; here each optimizer step has some pictures
-of every prompt, and one draw serves the batch, so that a step is one forward.
+    L = mean max(-A rho, -A clip(rho, 1 - c, 1 + c)),
+
+the surrogate of Flow-GRPO without KL. It differs in four points: the sampler is dance-sde (noise_level .3), the
+pictures of a prompt start from the same noise, advantages are scaled per prompt, and each update trains a random
+`fraction` of the steps without the last one.
+
+Differences from the official FLUX script: it takes two optimizer steps per rollout of two prompts, one for each
+prompt, and draws the steps for each picture. Here each optimizer step has some pictures of every prompt, and the
+whole batch shares the drawn steps, so that a step is a single forward pass.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ class Dance(Loss):
     Attributes:
         clip: range of the ratio.
         fraction: share of the steps that an update trains.
-        inner: optimizer steps on one rollout.
+        inner: optimizer steps per rollout.
     """
 
     clip: float = 1e-4
@@ -42,20 +46,20 @@ class Dance(Loss):
             raise UserError(f"fraction is {self.fraction}; expected above 0 and at most 1")
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
-        """One loss a trained step and share of the pictures."""
+        """One loss per trained step and share of the pictures."""
         rollout = actors.rollout(replace(batch, noise=SharedStart(batch, actors)))
         steps = trained_steps(rollout.path)
         picked = Random(batch.keys[0]).sample(steps, max(1, int(self.fraction * len(steps))))
         advantage = advantages(rollout.rewards, batch.images, global_std=False)
-        for visit in replay(picked, advantage, self.inner, batch, actors):
-            yield visit.weight * clipped(visit.log_ratio().exp(), visit.advantage, self.clip) / len(picked)
+        for now in replay(picked, advantage, self.inner, batch, actors):
+            yield now.weight * clipped(now.log_ratio().exp(), now.advantage, self.clip) / len(picked)
 
 
 class SharedStart(Noise):
     """Noise whose first draw is that of the first picture of each prompt."""
 
     def __init__(self, batch: Batch, actors: Actors) -> None:
-        """Keyed as the batch's own noise."""
+        """Use the keys of the batch's own noise."""
         super().__init__(batch.keys, actors.model.latent_shape, actors.model.device)
         self._images, self._started = batch.images, False
 

@@ -1,14 +1,15 @@
-"""Flow-OPD (arXiv 2605.08063): distillation as a policy gradient on dense rewards, tied to an anchor.
+"""Flow-OPD (arXiv 2605.08063): distillation as a policy gradient on dense rewards, regularised towards an anchor.
 
     L = sum_j rho_j min(scale D_j, limit) + anchor_weight * K_j,
     D_j = w_j ||v_S - v_T||^2,   K_j = w_j ||v_S - v_A||^2,   w_j = c_v^2 / (2 sigma_t^2)
 
-at the states of the student's own walk; v_T is the teacher of the picture's task and v_A the anchor, a
-teacher of looks that holds all pictures on its manifold (the base model, if none is named). The paper says
-that the reward is a constant; its code lets the gradient through, and that gradient is what learns (see
-`opd_ppo.py`), so it is the default here and `detached` is the paper's text. The student steps once on a
-walk, so rho = 1 and the clip of the code never acts. A cold start is a stage's `init`: a stage of `sft`, or the
-mean of the teachers (`init = "teacher-{task}"`).
+at the states of the student's own walk. v_T is the teacher of the picture's task. v_A is the anchor, a teacher of
+image quality that acts on all pictures; the base model, if none is named.
+
+The paper says that the reward is a constant. Its code lets the gradient through, and only that gradient learns (see
+`opd_ppo.py`), so this is the default here; `detached` follows the text of the paper. The student takes one optimizer
+step per rollout, so rho = 1 and the clip of the code never acts. The cold start is the `init` of a stage: a stage of
+`sft`, or the mean of the teachers (`init = "teacher-{task}"`).
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class FlowOPD(Loss):
     Attributes:
         scale: factor of the dense reward.
         limit: bound of the scaled reward.
-        anchor_weight: weight of the KL to the anchor; 0 is without.
-        anchor: `base`, or the task whose teacher is the anchor; the stage's `teachers` may name one more.
+        anchor_weight: weight of the KL to the anchor; 0 switches it off.
+        anchor: `base`, or the task whose teacher is the anchor; the stage's `teachers` may name a further teacher.
         detached: hold the reward constant.
     """
 
@@ -51,7 +52,7 @@ class FlowOPD(Loss):
     separable = True
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
-        """One loss a step with noise, to be back-propagated before the next is asked for."""
+        """One loss per step with noise, to be back-propagated before the next one is requested."""
         count, anchor = len(with_density(actors.steps)), self._anchor(actors)
         for step, target in visit(batch, actors):
             if step.transition.std == 0:
@@ -61,9 +62,9 @@ class FlowOPD(Loss):
             loss = surrogate(step, cost.detach() if self.detached else cost)
             if self.anchor_weight:
                 with torch.no_grad():
-                    held = anchor.velocity(step.x, step.transition.t, batch.condition)
+                    anchored = anchor.velocity(step.x, step.transition.t, batch.condition)
                 actors.count("teacher", anchor, len(batch))
-                loss = loss + self.anchor_weight * weight * analytic(step, held)
+                loss = loss + self.anchor_weight * weight * analytic(step, anchored)
             yield loss / count
 
     def _anchor(self, actors: Actors) -> Policy:

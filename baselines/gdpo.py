@@ -1,11 +1,14 @@
-"""GDPO on DiffusionNFT: several rewards, each normalised within its prompt before they are added.
+"""GDPO (arXiv 2601.05242) on DiffusionNFT: each reward is normalised within its prompt before they are added.
 
-    A = sum_k w_k (r_k - mean of its prompt) / (std of its prompt),
+    A_sum = sum_k w_k (r_k - mean over the prompt) / (std over the prompt),   A = A_sum / (std of A_sum),
 
-then scaled by the spread over the batch (arXiv 2601.05242, as Flow-Factory aggregates rewards), so that a reward
-whose values spread more does not drown the others, as in a weighted sum it does. What differs from there: NFT's
-loss stands in for the policy gradient, the standard deviation has a floor of 1e-4, and a reward that is not
-defined for a prompt, or could not be given to a picture, adds 0. The weights are the stage's `rewards`.
+so that a reward with a larger spread does not dominate, as it does in a weighted sum. The weights w_k are the
+stage's `rewards`.
+
+Differences from the paper and from Flow-Factory: A_sum is divided by its std over the pictures of the prompt's own
+task, not over the whole batch, and its mean, which is 0 up to unscored pictures, is taken per prompt; the loss is that
+of NFT, not a policy gradient; the std has a floor of 1e-4; a reward that is not defined for a prompt, or could not be
+given to a picture, adds 0.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ from opdbench.methods.base import Actors, Batch, Rollout
 
 @dataclass(frozen=True)
 class GDPO(NFT):
-    """NFT's loss on the sum of normalised rewards; options are NFT's."""
+    """The loss of NFT on the sum of normalised rewards; its options are those of NFT."""
 
     def merit(self, rollout: Rollout, batch: Batch, actors: Actors) -> Tensor:
         """The weighted sum of each reward's advantage within its prompt, `(B,)`; never NaN."""
-        parts = [
-            actors.weights.get(task, 1.0) * advantages(part, batch.images, global_std=False).nan_to_num(0.0)
-            for task, part in rollout.parts.items()
+        normalised = [
+            actors.weights.get(task, 1.0) * advantages(rewards, batch.images, global_std=False).nan_to_num(0.0)
+            for task, rewards in rollout.by_task.items()
         ]
-        return torch.stack(parts).sum(0)
+        return torch.stack(normalised).sum(0)

@@ -2,10 +2,10 @@
 
     L = mean max(-A rho, -A clip(rho, 1 - c, 1 + c)) + kl * ||mu - mu_base||^2 / (2 sigma_t^2)
 
-over pictures and steps; `policy_gradient.py` has A and rho. The last term is the KL to the base model as the
-official code weights it (without dt, averaged over dimensions). The defaults are the official settings for
-GenEval and OCR: `kl` .04 (.01 for PickScore), a spread over the batch, and two optimizer steps on a rollout,
-each on half of the pictures; with sampler flow-sde, noise_level .7, 10 steps, and 24 pictures a prompt.
+over pictures and steps; `policy_gradient.py` defines A and rho. The last term is the KL to the base model as the
+official code weights it: without dt, averaged over dimensions. The defaults are the official settings for GenEval
+and OCR: `kl` .04 (.01 for PickScore), a global std, and two optimizer steps per rollout, each on half of the
+pictures. The official sampler is flow-sde with noise_level .7 and 10 steps, with 24 pictures per prompt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opdbench.baselines.policy_gradient import Visit, clipped, replay, task_advantages, trained_steps
+from opdbench.baselines.policy_gradient import Replay, clipped, replay, task_advantages, trained_steps
 from opdbench.diffusion.flow import kl_weight
 from opdbench.methods.base import Actors, Batch, Loss
 
@@ -27,9 +27,9 @@ class GRPO(Loss):
 
     Attributes:
         clip: range of the ratio, c.
-        kl: weight of the KL to the base model; 0 is without.
-        global_std: divide advantages by the spread over the batch, not over each prompt.
-        inner: optimizer steps on one rollout.
+        kl: weight of the KL to the base model; 0 switches it off.
+        global_std: divide advantages by the std over the batch, not over each prompt.
+        inner: optimizer steps per rollout.
     """
 
     clip: float = 1e-4
@@ -40,25 +40,25 @@ class GRPO(Loss):
     needs_reward = True
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
-        """One loss a step and share of the pictures."""
+        """One loss per step and share of the pictures."""
         rollout = actors.rollout(batch)
         steps = trained_steps(rollout.path)
         advantage = task_advantages(rollout.rewards, batch, actors.gather, self.global_std)
-        for visit in replay(steps, advantage, self.inner, batch, actors):
-            loss = self.surrogate(visit)
+        for now in replay(steps, advantage, self.inner, batch, actors):
+            loss = self.surrogate(now)
             if self.kl:
-                loss = loss + self.kl * base_kl(visit, actors)
-            yield visit.weight * loss / len(steps)
+                loss = loss + self.kl * base_kl(now, actors)
+            yield now.weight * loss / len(steps)
 
-    def surrogate(self, visit: Visit) -> Tensor:
+    def surrogate(self, now: Replay) -> Tensor:
         """The clipped surrogate at one step, a scalar."""
-        return clipped(visit.log_ratio().exp(), visit.advantage, self.clip)
+        return clipped(now.log_ratio().exp(), now.advantage, self.clip)
 
 
-def base_kl(visit: Visit, actors: Actors) -> Tensor:
-    """Official KL of the student's step from the base model's, mean over pictures and dimensions."""
-    old = visit.old
+def base_kl(now: Replay, actors: Actors) -> Tensor:
+    """Official KL of the student's step from the base model's step, mean over pictures and dimensions."""
+    old = now.old
     with torch.no_grad():
-        base = actors.base.velocity(old.x, old.transition.t, visit.condition)
-    actors.count("rollout", actors.base, len(visit.rows))
-    return kl_weight(actors.sampler, old.transition, "official") * (visit.velocity - base).square().mean()
+        base = actors.base.velocity(old.x, old.transition.t, now.condition)
+    actors.count("rollout", actors.base, len(now.rows))
+    return kl_weight(actors.sampler, old.transition, "official") * (now.velocity - base).square().mean()

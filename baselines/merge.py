@@ -1,9 +1,10 @@
-"""Weight merging: the mean of the teachers' adapters, and no training.
+"""Weight merging: the mean of the teachers' adapters, without training.
 
-A stage that starts from several others starts from the mean of their LoRA tensors, name by name (Flow-OPD's
-merge, arXiv 2605.08063). This loss leaves it at that: `loss = "merge"`, `init = "teacher-{task}"`,
-`updates = 1`. The mean of the factors is the mean of the policies' weight changes only as far as the teachers
-share a factor, so they should start from one stage.
+A stage that starts from several others starts from the mean of their LoRA tensors, name by name, as Flow-OPD merges
+(arXiv 2605.08063). This loss adds nothing: `loss = "merge"`, `init = "teacher-{task}"`, `updates = 1`.
+
+The mean of the factors A and B is not the mean of the products B A, which are the changes of the weights. They agree
+to first order if the teachers start from the same adapter, as they do in the shipped recipes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from opdbench.methods.base import Actors, Batch, Loss
 
 @dataclass(frozen=True)
 class Merge(Loss):
-    """Nothing to learn: the stage's result is what it starts from."""
+    """No training: the result of the stage is the adapter that it starts from."""
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """No loss."""

@@ -1,11 +1,16 @@
-"""MixGRPO (arXiv 2507.21802) and Flow-GRPO-Fast: noise and training inside a window of steps only.
+"""MixGRPO (arXiv 2507.21802) and Flow-GRPO-Fast: noise and training only inside a window of steps.
 
-The rollout takes the sampler's own steps inside the window and Euler steps elsewhere; the loss is Flow-GRPO's
-on the steps of the window, without KL. MixGRPO's window slides from noise to data over the training, one
-step every `hold` updates, and starts again; Flow-GRPO-Fast's (`random`) lies anywhere in the first half,
-drawn anew each update (official: 2 or 3 steps, sampler cps, noise_level .8, clip 1e-5). Differences: each
-picture has its own initial noise, where Flow-GRPO-Fast branches a prompt's pictures off one shared path, and
-the Euler steps are not thinned out, as MixGRPO-Flash does.
+The rollout takes the sampler's own steps inside the window and Euler steps elsewhere. The loss is that of Flow-GRPO
+on the steps of the window, without KL:
+
+    L = mean max(-A rho, -A clip(rho, 1 - c, 1 + c)).
+
+The window of MixGRPO slides from noise to data during training, by one step every `hold` updates, and then starts
+again. That of Flow-GRPO-Fast (`random`) is drawn for each update in the first half of the steps; its official
+settings are 2 or 3 steps, sampler cps, noise_level .8 and clip 1e-5.
+
+Differences from the official codes: each picture has its own initial noise, whereas Flow-GRPO-Fast branches the
+pictures of a prompt off a shared path; and no Euler steps are skipped, as MixGRPO-Flash does.
 """
 
 from __future__ import annotations
@@ -24,15 +29,15 @@ from opdbench.methods.base import Actors, Batch, Loss
 
 @dataclass(frozen=True)
 class MixGRPO(Loss):
-    """Flow-GRPO's loss in a window.
+    """The loss of Flow-GRPO in a window of steps.
 
     Attributes:
         width: steps in the window.
-        hold: updates that a sliding window stays.
+        hold: updates between two moves of a sliding window.
         random: draw the window in the first half of the steps instead of sliding it.
         clip: range of the ratio.
-        global_std: divide advantages by the spread over the batch, not over each prompt.
-        inner: optimizer steps on one rollout.
+        global_std: divide advantages by the std over the batch, not over each prompt.
+        inner: optimizer steps per rollout.
     """
 
     width: int = 4
@@ -45,7 +50,7 @@ class MixGRPO(Loss):
     needs_reward = True
 
     def window(self, batch: Batch, count: int) -> range:
-        """Numbers of the steps with noise, of `count`; never the last one, which is not trained."""
+        """Indices of the steps in the window, out of `count`; the last step is never trained."""
         room = count // 2 if self.random else count - 1
         if self.width > room:
             raise UserError(f"width is {self.width}; expected at most {room}, as the sampler takes {count} steps")
@@ -54,11 +59,11 @@ class MixGRPO(Loss):
         return range(start, start + self.width)
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
-        """One loss a step of the window and share of the pictures."""
+        """One loss per step of the window and share of the pictures."""
         window = self.window(batch, len(actors.steps))
         mixed = [step if step.index in window else euler(step) for step in actors.steps]
         rollout = actors.rollout(batch, mixed)
         steps = trained_steps(rollout.path)
         advantage = task_advantages(rollout.rewards, batch, actors.gather, self.global_std)
-        for visit in replay(steps, advantage, self.inner, batch, actors):
-            yield visit.weight * clipped(visit.log_ratio().exp(), visit.advantage, self.clip) / len(steps)
+        for now in replay(steps, advantage, self.inner, batch, actors):
+            yield now.weight * clipped(now.log_ratio().exp(), now.advantage, self.clip) / len(steps)

@@ -1,16 +1,17 @@
 """DiffusionNFT (arXiv 2509.16117): RL on the forward process with an implicit negative policy.
 
-With r in [0, 1] the normalised reward of a picture x0, v the student and v_old the policy that made it,
+Let r in [0, 1] be the normalised reward of a picture x0, v the student, and v_old the policy that made x0:
 
     v+ = b v + (1 - b) v_old,   v- = (1 + b) v_old - b v,
     L  = mean( r |x0+ - x0|^2 + (1 - r) |x0- - x0|^2 ) / b,   x0+- = x_t - t v+-,
 
-each squared error divided by the mean absolute error of its branch (detached), as in the official
-code. Differences from it: r is scaled by `sharpness` (the code's 1 / (2 * clip) is sharpness 0.1); the
-`times` noisiest levels of the rollout after pure noise, instead of all but the last; and the pictures of a
-prompt share the noise that is added, so what they have in common cancels from the gradient. Measured at a
-frozen policy of an earlier embedded model on OCR, as the mean cosine between the gradients of two updates of
-32 pictures: 0 with noise of its own for each picture, .08 for levels 1 to 3, .10 for levels 2 to 4 and 1 to 5.
+where each squared error is divided by the detached mean absolute error of its branch, as in the official code.
+
+Differences from the official code: it trains all levels of the rollout but the last, here it is the `times` noisiest
+after pure noise; its slope from advantage to r is 1 / (2 * adv_clip_max) = .1, here it is `sharpness`; and the pictures
+of a prompt share the noise that is added, so that what they have in common cancels from the gradient. Mean cosine
+between the gradients of two updates of 32 pictures, at a frozen policy of an earlier embedded model on OCR: 0 with
+separate noise per picture, .08 with shared noise at levels 1 to 3, .10 at levels 2 to 4 and 1 to 5.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ class NFT(Loss):
     """The loss of DiffusionNFT.
 
     Attributes:
-        beta: strength of the implicit policies.
+        beta: strength b of the implicit policies.
         sharpness: slope from normalised advantage to r.
-        times: noise levels that a picture is trained at, the noisiest of the rollout after its start.
+        times: noise levels per picture, the noisiest of the rollout after pure noise.
         kl: weight of the squared distance to the base model's velocity.
-        old_slope, old_max: the old policy keeps min(old_slope * update, old_max) of itself.
+        old_slope: increase per update of the share that the old policy keeps of itself.
+        old_max: maximum of that share.
     """
 
     beta: float = 1.0
@@ -53,7 +55,7 @@ class NFT(Loss):
         return min(self.old_slope * update, self.old_max)
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
-        """One loss a noise level and part of the pictures that goes through at once."""
+        """One loss per noise level and share of the pictures that fits through the denoiser at once."""
         rollout = actors.rollout(batch)
         r = optimality(task_advantages(self.merit(rollout, batch, actors), batch, actors.gather), self.sharpness)
         x0 = rollout.latents
@@ -62,26 +64,26 @@ class NFT(Loss):
         for step in levels:
             noise = fresh.draw()
             for rows in consecutive(len(batch), actors.student.at_once):
-                part = batch[rows]
-                t = torch.full((len(part),), step.t, device=x0.device)
-                loss = self._branches(x0[rows], t, noise[rows], r[rows], part, actors)
-                yield len(part) / len(batch) * loss / len(levels)
+                share = batch[rows]
+                t = torch.full((len(share),), step.t, device=x0.device)
+                loss = self._branches(x0[rows], t, noise[rows], r[rows], share, actors)
+                yield len(share) / len(batch) * loss / len(levels)
 
     def merit(self, rollout: Rollout, batch: Batch, actors: Actors) -> Tensor:
-        """What makes one picture of a prompt better than another, `(B,)`; NaN where unknown."""
+        """The value by which the pictures of a prompt are compared, `(B,)`; NaN where unknown."""
         return rollout.rewards
 
     def _branches(self, x0: Tensor, t: Tensor, noise: Tensor, r: Tensor, batch: Batch, actors: Actors) -> Tensor:
         assert actors.old is not None
-        part = t[:, None, None, None]
-        x = (1 - part) * x0 + part * noise
+        level = t[:, None, None, None]
+        x = (1 - level) * x0 + level * noise
         with torch.no_grad():
             old = actors.old.velocity(x, t, batch.condition)
         v = actors.student.velocity(x, t, batch.condition)
         actors.count("rollout", actors.old, len(batch))
         actors.count("student", actors.student, len(batch), grad=True)
-        good = branch_error(x - part * (self.beta * v + (1 - self.beta) * old), x0)
-        bad = branch_error(x - part * ((1 + self.beta) * old - self.beta * v), x0)
+        good = branch_error(x - level * (self.beta * v + (1 - self.beta) * old), x0)
+        bad = branch_error(x - level * ((1 + self.beta) * old - self.beta * v), x0)
         known = ~r.isnan()
         chance = r.nan_to_num(0.5)
         loss = (torch.where(known, chance * good + (1 - chance) * bad, 0.0) / self.beta).mean()
@@ -94,12 +96,12 @@ class NFT(Loss):
 
 
 def branch_error(predicted: Tensor, x0: Tensor) -> Tensor:
-    """Squared error of each picture over its own detached mean absolute error, `(B,)`."""
+    """Squared error of each picture, divided by its detached mean absolute error, `(B,)`."""
     error = (predicted - x0).flatten(1)
     scale = error.detach().abs().mean(1).clamp(min=1e-5)
     return error.square().mean(1) / scale
 
 
 def optimality(advantage: Tensor, sharpness: float) -> Tensor:
-    """R in [0, 1], clip(A s + 1/2); NaN stays NaN."""
+    """Normalised reward r = clip(A * sharpness + 1/2, 0, 1), `(B,)`; NaN stays NaN."""
     return (advantage * sharpness + 0.5).clamp(0, 1)

@@ -1,14 +1,14 @@
-"""What the GRPO family shares: group advantages, the replay of a rollout, and the clipped surrogate.
+"""Common parts of the GRPO family: group advantages, the replay of a rollout, and the clipped surrogate.
 
-A rollout x_{j+1} = mu_old(x_j) + std_j eps_j is walked again by the student that learns; with log-densities
-averaged over C, H, W (as in flow_grpo, hence the tiny clip ranges),
+The student replays a rollout x_{j+1} = mu_old(x_j) + std_j eps_j with gradient. With log-densities averaged over
+C, H, W as in flow_grpo, hence the tiny clip ranges,
 
     A = (r - mean of its prompt) / std,   rho = p(x_{j+1} | x_j) / p_old(x_{j+1} | x_j),
     L = mean max(-A rho, -A clip(rho, 1 - c, 1 + c))                      (arXiv 2505.05470, section 4.1).
 
-Differences from the official code: guidance has gradient in both branches, pictures with advantage 0
-are not dropped from the mean, and the spread has a floor of 1e-4 instead of a summand. Pictures that could
-not be scored have advantage 0.
+Differences from the official code: guidance has gradient in both branches, pictures with advantage 0 stay in the
+mean, and each task has its own std, since the tasks' rewards have different scales. Pictures that could not be scored
+have advantage 0.
 """
 
 from __future__ import annotations
@@ -28,42 +28,45 @@ from opdbench.methods.base import Actors, Batch, Gather, alone
 from opdbench.methods.estimators import pessimistic
 
 ADVANTAGE_LIMIT = 5.0
-"""Clamp of the advantages in flow_grpo and DanceGRPO."""
+"""Bound of the advantages, as in flow_grpo and DanceGRPO."""
 
 
 def advantages(rewards: Tensor, images: int, global_std: bool = True) -> Tensor:
-    """Rewards `(B,)`, `images` consecutive ones a prompt, centred per prompt and scaled; NaN stays NaN.
+    """Rewards `(B,)` centred per prompt and divided by a standard deviation, `(B,)`; NaN stays NaN.
 
-    The scale is the standard deviation of what is centred, over the batch or for each prompt.
+    Args:
+        rewards: one value per picture, `images` consecutive pictures per prompt.
+        images: pictures per prompt.
+        global_std: take the standard deviation of the centred rewards over the batch, not per prompt.
     """
     centred = _centre(rewards, images)
     return _scale(centred, centred if global_std else None)
 
 
 def task_advantages(rewards: Tensor, batch: Batch, gather: Gather = alone, global_std: bool = True) -> Tensor:
-    """`advantages` of each task's pictures by themselves, since the tasks' rewards have scales of their own.
+    """`advantages` of each task separately, since the tasks' rewards have different scales.
 
-    A batch that several processes share has one scale a task.
+    The processes of a run share the global standard deviation of a task.
     """
-    rows, found = batch.rows_by_task(), torch.empty_like(rewards)
+    rows, scaled = batch.rows_by_task(), torch.empty_like(rewards)
     centred = {task: _centre(rewards[picked], batch.images) for task, picked in rows.items()}
     everyone = gather(centred) if global_std else []
     for task, picked in rows.items():
-        whole = torch.cat([part[task] for part in everyone if task in part]) if global_std else None
-        found[picked] = _scale(centred[task], whole)
-    return found
+        whole = torch.cat([share[task] for share in everyone if task in share]) if global_std else None
+        scaled[picked] = _scale(centred[task], whole)
+    return scaled
 
 
 def _centre(rewards: Tensor, images: int) -> Tensor:
     """Rewards minus their prompt's mean, `(prompts, images)`."""
     if images < 2:
-        raise UserError(f"images is {images}; advantages compare the pictures of a prompt: set it to 2 or more")
+        raise UserError(f"images is {images}; advantages compare the pictures of a prompt: set images to 2 or more")
     groups = rewards.view(-1, images)
     return groups - groups.nanmean(1, keepdim=True)
 
 
 def _scale(centred: Tensor, whole: Tensor | None) -> Tensor:
-    """`centred` over the standard deviation of `whole`, or of each prompt, `(B,)`."""
+    """`centred` divided by the standard deviation of `whole`, or of each prompt if None, `(B,)`."""
     if whole is not None:
         spread = whole[~whole.isnan()].std()
     else:
@@ -73,16 +76,17 @@ def _scale(centred: Tensor, whole: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Visit:
-    """The student, with gradient, at a step of the rollout; tensors have the `rows` of the batch only.
+class Replay:
+    """The student with gradient at one step of a rollout, for some pictures of the batch.
 
     Attributes:
-        rows: which pictures.
-        condition: their prompts.
-        advantage: `(B',)`, clamped, 0 where unscored.
-        old: the step as it was taken.
-        velocity, mean: the student's now, `(B', C, H, W)`.
-        weight: these pictures as a share of those that the optimizer step is for.
+        rows: row numbers of the pictures, `(B',)`.
+        condition: their encoded prompts.
+        advantage: `(B',)`, clamped; 0 where unscored.
+        old: the step as the rollout took it.
+        velocity: the student's velocity now, `(B', C, H, W)`.
+        mean: the student's mean now, `(B', C, H, W)`.
+        weight: number of the pictures as a share of those of the optimizer step.
     """
 
     rows: Tensor
@@ -100,16 +104,21 @@ class Visit:
 
 
 def trained_steps(path: Sequence[Step]) -> list[Step]:
-    """The steps of a rollout that have a density, but for the one to t = 0, which the official code drops."""
+    """The steps of a rollout that have a density, without the one to t = 0, which the official code drops too."""
     with_density([step.transition for step in path])
     return [step for step in path if step.transition.t_next > 0]
 
 
-def replay(steps: Sequence[Step], advantage: Tensor, inner: int, batch: Batch, actors: Actors) -> Iterator[Visit]:
-    """Walk the student over `steps` of a rollout, one visit at a time, of no more pictures than go through at once.
+def replay(steps: Sequence[Step], advantage: Tensor, inner: int, batch: Batch, actors: Actors) -> Iterator[Replay]:
+    """Evaluate the student with gradient at `steps` of a rollout, in shares that fit through the denoiser at once.
 
-    With `inner` above 1 the pictures are dealt into so many shares, and the optimizer steps between them, so
-    that from the second share on the student differs from the policy that rolled out.
+    Args:
+        steps: steps of the rollout.
+        advantage: `(B,)`, NaN where unscored.
+        inner: optimizer steps on the rollout. The pictures are dealt into that many shares, and the optimizer steps
+            between them, so that from the second share on the student differs from the policy that rolled out.
+        batch: prompts of the rollout.
+        actors: the student, and the optimizer step.
     """
     if inner > batch.images:
         raise UserError(f"inner is {inner}; expected at most the {batch.images} pictures of a prompt")
@@ -123,7 +132,7 @@ def replay(steps: Sequence[Step], advantage: Tensor, inner: int, batch: Batch, a
             velocity = actors.student.velocity(old.x, old.transition.t, condition)
             actors.count("student", actors.student, len(rows), grad=True)
             mean, weight = old.transition.mean(old.x, velocity), len(rows) / len(mine)
-            yield Visit(rows, condition, bounded[rows], old, velocity, mean, weight)
+            yield Replay(rows, condition, bounded[rows], old, velocity, mean, weight)
 
 
 def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:

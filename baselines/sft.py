@@ -1,11 +1,11 @@
-"""Off-policy distillation: supervised fine-tuning on the teachers' pictures, made anew for each prompt.
+"""Off-policy distillation: supervised fine-tuning on the teachers' pictures, sampled for each update.
 
-The teacher of a prompt's task walks to a picture x0; the student then learns by flow matching,
+The teacher of the prompt's task walks to a picture x0; the student learns by flow matching,
 
     L = ||v_S(x_t) - (e - x0)||^2,   x_t = (1 - t) x0 + t e,
 
-which meets noised teacher pictures and never a state of its own (the SFT baseline of arXiv 2605.15055,
-fig. 5, whose settings are not given). t is logit-normal, as SD3 was trained (arXiv 2403.03206, section 3.1).
+on noised pictures of the teacher, never on states of its own. This is the SFT baseline of arXiv 2605.15055, fig. 5,
+whose settings and code are not published. t is logit-normal, as SD3 was trained (arXiv 2403.03206, section 3.1).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SFT(Loss):
     """Flow matching on teacher pictures.
 
     Attributes:
-        times: noise levels that a picture is trained at.
+        times: noise levels per picture.
     """
 
     times: int = 2
@@ -35,13 +35,13 @@ class SFT(Loss):
     separable = True
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
-        """One loss a noise level."""
+        """One loss per noise level."""
         x0 = sample(lambda x, t: teach(x, t, batch, actors), batch.noise, actors.steps)
         noise = Noise([f"{key}/noise" for key in batch.keys], tuple(x0.shape[1:]), x0.device)
         levels = Noise([f"{key}/time" for key in batch.keys], (), x0.device)
         for _ in range(self.times):
             t, e = torch.sigmoid(levels.draw()), noise.draw()
-            part = t[:, None, None, None]
-            v = actors.student.velocity((1 - part) * x0 + part * e, t, batch.condition)
+            level = t[:, None, None, None]
+            v = actors.student.velocity((1 - level) * x0 + level * e, t, batch.condition)
             actors.count("student", actors.student, len(batch), grad=True)
             yield (v - (e - x0)).square().mean() / self.times

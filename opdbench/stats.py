@@ -18,8 +18,8 @@ FloatArray = NDArray[np.float64]
 def _group_mean(values: Sequence[float], clusters: Sequence[str]) -> tuple[float, float]:
     """Mean and squared standard error of one stratum.
 
-    The cluster-robust (CR1) variance of a mean: G/(G-1) sum_g (sum of residuals of g)^2 / n^2; with
-    one cluster only, the plain variance of the mean, which ignores what its pictures share.
+    The variance is cluster-robust (CR1): G/(G-1) sum_g (sum of residuals of g)^2 / n^2. With a single cluster it
+    is the plain variance of the mean, which ignores correlations within the cluster.
     """
     x = np.asarray(values, np.float64)
     mean, n = float(x.mean()), len(x)
@@ -35,7 +35,7 @@ def _group_mean(values: Sequence[float], clusters: Sequence[str]) -> tuple[float
 def estimate(samples: Sequence[Sample]) -> Estimate:
     """Unweighted mean over groups of the group means, with its clustered standard error.
 
-    With the one group "" this is the plain mean; with GenEval's tags it is GenEval's overall score.
+    With the single group "" this is the plain mean; with GenEval's tags it is GenEval's overall score.
     """
     scored = [s for s in samples if s.value is not None]
     unscored = len(samples) - len(scored)
@@ -44,14 +44,14 @@ def estimate(samples: Sequence[Sample]) -> Estimate:
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in scored:
         groups[sample.group].append(sample)
-    parts = [_group_mean([s.value for s in g if s.value is not None], [s.prompt for s in g]) for g in groups.values()]
-    value = sum(m for m, _ in parts) / len(parts)
-    se = math.sqrt(sum(v for _, v in parts)) / len(parts)
+    strata = [_group_mean([s.value for s in g if s.value is not None], [s.prompt for s in g]) for g in groups.values()]
+    value = sum(mean for mean, _ in strata) / len(strata)
+    se = math.sqrt(sum(variance for _, variance in strata)) / len(strata)
     return Estimate(value, se, len(scored), len({s.prompt for s in scored}), unscored)
 
 
 def over_seeds(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None]:
-    """Mean and half-width of the t-interval over seeds; no half-width for a single seed."""
+    """Mean and half-width of the t-interval over seeds; the half-width is None for a single seed."""
     x = np.asarray(values, np.float64)
     if len(x) < 2:
         return float(x.mean()), None
@@ -80,12 +80,12 @@ def jackknife(
 ) -> tuple[float, float | None]:
     """A statistic of all seeds' values together, and the half-width of its t-interval over seeds.
 
-    Tukey's pseudo-values S f - (S - 1) f_without_s are treated as a sample of S (Efron and Tibshirani 1993,
+    Tukey's pseudo-values S f - (S - 1) f_without_s are treated as a sample of size S (Efron and Tibshirani 1993,
     section 11.5); a percentile bootstrap over so few seeds would be too narrow.
 
     Args:
-        seeds: the values of each seed, one a task.
-        statistic: of the values of some seeds, in one sequence.
+        seeds: per seed, one value per task.
+        statistic: function of the values of some seeds in a single sequence.
         level: coverage.
     """
     whole = statistic([v for seed in seeds for v in seed])
@@ -93,7 +93,7 @@ def jackknife(
     if count < 2:
         return whole, None
     rest = [statistic([v for k, seed in enumerate(seeds) if k != out for v in seed]) for out in range(count)]
-    _, half = over_seeds([count * whole - (count - 1) * one for one in rest], level)
+    _, half = over_seeds([count * whole - (count - 1) * without for without in rest], level)
     return whole, half
 
 
@@ -108,9 +108,9 @@ def holm(p: FloatArray) -> FloatArray:
 
 
 def t_test(value: FloatArray, se: FloatArray, df: FloatArray, two_sided: bool = True) -> FloatArray:
-    """p-values of mean differences against 0; one-sided, small p speaks for a positive difference.
+    """p-values of mean differences against 0; if one-sided, a small p means a positive difference.
 
-    Without spread (`se` 0) or without degrees of freedom there is no test, and p is 1.
+    If `se` or `df` is 0 there is no test, and p is 1.
     """
     from scipy.stats import t
 
@@ -123,16 +123,16 @@ def t_test(value: FloatArray, se: FloatArray, df: FloatArray, two_sided: bool = 
 
 @cache
 def detectable(df: int, alpha: float, power: float = 0.8) -> float:
-    """Difference, in standard errors, that a two-sided t-test at `alpha` finds with probability `power`.
+    """Difference, in standard errors, that a two-sided t-test at `alpha` detects with probability `power`.
 
-    The noncentrality that gives the noncentral t distribution this much mass beyond the critical value
-    (Cohen 1988, chapter 2); the far tail's share is left out, as it is below alpha / 2.
+    This is the noncentrality at which the noncentral t distribution has mass `power` beyond the critical value
+    (Cohen 1988, chapter 2). The far tail, below alpha / 2, is left out.
     """
     from scipy.optimize import brentq
     from scipy.stats import chi2, nct, t
 
     limit = float(t.isf(alpha / 2, df))
-    if limit > 1000:  # the series of nct no longer converges, and only the spread's own error is left (to 1e-4)
+    if limit > 1000:  # the series of nct no longer converges; the error of the spread dominates (to 1e-4)
         return limit * math.sqrt(float(chi2.ppf(power, df)) / df)
     high = limit + 10.0
     while nct.sf(limit, df, high) < power:
@@ -143,15 +143,15 @@ def detectable(df: int, alpha: float, power: float = 0.8) -> float:
 def band(deviation: float, old: int, new: int, cells: int, alpha: float = 0.05) -> float:
     """Half-width of the band for a mean over `new` seeds around a reference mean over `old` seeds.
 
-    t(1 - alpha / 2 cells, old - 1) s sqrt(1 / old + 1 / new): the prediction interval of the new mean with the
-    reference's own deviation, so that new seeds cannot widen it; Bonferroni over `cells` bands read together.
+    t(1 - alpha / 2 cells, old - 1) s sqrt(1 / old + 1 / new) is the prediction interval of the new mean. It uses
+    the reference's own deviation, so that new seeds cannot widen it, with Bonferroni over `cells` bands.
 
     Args:
         deviation: standard deviation over the reference's seeds (n - 1).
-        old: seeds of the reference.
-        new: seeds of the check.
-        cells: bands that are read together.
-        alpha: chance that any of them is left without a cause.
+        old: number of seeds of the reference.
+        new: number of seeds of the check.
+        cells: number of bands read together.
+        alpha: probability that any of them is left by chance.
     """
     from scipy.stats import t
 

@@ -72,20 +72,20 @@ def run(
     from opdbench.parallel.processes import join
     from opdbench.recipes.config import RunConfig
     from opdbench.runs import released
-    from opdbench.runs.job_graph import print_plan, run_all, runners_of
+    from opdbench.runs.job_graph import make_runners, print_plan, run_all
+    from opdbench.runs.spec import plan_runs
 
     recipes = _recipes([config] if config else method, learnt, set_ or [], preset)
     locate(model)
     given = released.fetch_all(teachers or (), learnt, model)
     recipes = [released.replace_teachers(recipe, given) for recipe in recipes]
     configs = [RunConfig(recipe, learnt, model, seed, limit, suite) for seed in numbers for recipe in recipes]
-    specs = [(run_config, out, fresh, command_line()) for run_config in configs]
-    runners = runners_of(specs, track)
+    runners = make_runners(plan_runs(configs, out, fresh, command_line()), track)
     if dry_run:
         for runner in runners:
             print_plan(runner)
         return
-    runs = run_all(runners, specs, jobs, given, work)
+    runs = run_all(runners, jobs, given, work)
     if join().leads:
         _show(runs, format_)
 

@@ -11,7 +11,7 @@ import typer
 
 from opdbench.commands.options import FormatOption, ModelOption, OutOption, SetOption
 from opdbench.errors import UserError, unknown
-from opdbench.variance.study import Point, run_study
+from opdbench.variance.study import GridPoint, run_study
 
 if TYPE_CHECKING:
     from opdbench.recipes.config import Stage
@@ -42,22 +42,22 @@ def variance(
     from opdbench.files import check_writable
     from opdbench.recipes.config import RunConfig, load_recipe
     from opdbench.registry import parse_tasks, recipe
+    from opdbench.runs.spec import plan_runs
 
     wanted = parse_tasks(tasks)
     plan = load_recipe(config or recipe(method), wanted, set_ or [])
     if not plan.stages or not set(wanted) <= {task for task, _ in plan.stages[-1].teachers}:
         raise UserError(f"recipe {plan.name!r} does not end with a teacher for each of {', '.join(wanted)}; try opd")
     own = plan.stages[-1].sampler
-    grid = list(
-        product(
-            _students(at, plan.stages),
-            _names(sampler),
-            _numbers("steps", steps or str(own.steps), int),
-            _numbers("noise levels", noise_levels, float),
-            _numbers("side", side, int) if side else [0],
-            wanted,
-        )
+    settings = product(
+        _students(at, plan.stages),
+        _names(sampler),
+        _numbers("steps", steps or str(own.steps), int),
+        _numbers("noise levels", noise_levels, float),
+        _numbers("side", side, int) if side else [0],
+        wanted,
     )
+    grid = [GridPoint(*setting) for setting in settings]
     _check_samplers(grid)
     check_writable(out)
     from opdbench.commands.terminal import print_blocks, print_json
@@ -67,13 +67,12 @@ def variance(
     from opdbench.leaderboards.tables.variance import variance_blocks
     from opdbench.records.variance import VarianceRecord, flat
 
-    spec = (RunConfig(plan, wanted, model, seed), out, False, command_line())
-    runner, folder = run_study(spec, grid, redraws // 4, pathwise, jobs)
+    specs = plan_runs([RunConfig(plan, wanted, model, seed)], out, False, command_line())
+    runner, folder = run_study(specs[0], grid, redraws // 4, pathwise, jobs)
     record = VarianceRecord.load(folder)
     write_figures(record, folder)
     runner.console.note(f"record: {folder / 'variance.json'}, figures beside it")
-    curves = read_curves(load_runs(sorted(path.parent for path in out.glob("*/record.json"))))
-    if curves:
+    if curves := read_curves(load_runs(sorted(path.parent for path in out.glob("*/record.json")))):
         write_curves(curves, folder)
     if format_ == "json":
         print_json([flat(row) for row in record.table_rows()])
@@ -94,15 +93,16 @@ def _students(text: str, stages: Sequence[Stage]) -> list[str]:
     return _names(text)
 
 
-def _check_samplers(grid: Sequence[Point]) -> None:
+def _check_samplers(grid: Sequence[GridPoint]) -> None:
     from opdbench.core import DETERMINISTIC, Sampler
 
-    for _, name, steps, level, side, _ in grid:
-        Sampler(name, steps, level)
+    for point in grid:
+        name, level = point.sampler, point.noise_level
+        Sampler(name, point.steps, level)
         if name in DETERMINISTIC or level == 0:
             raise UserError(f"sampler {name!r} with noise level {level} has no density; use flow-sde with 0.7")
-        if side < 0:
-            raise UserError(f"side is {side}; expected at least 1")
+        if point.side < 0:
+            raise UserError(f"side is {point.side}; expected at least 1")
 
 
 def _names(text: str) -> list[str]:

@@ -1,9 +1,8 @@
 """Samplers of rectified flow as exact one-step Gaussians, and the KL between two of them.
 
-x_t = (1 - t) x0 + t e, so v = e - x0; t = 1 is noise and t = 0 is data. Every sampler here has a mean
-that is affine in the velocity, mu = c_x x + c_v v, and a scalar std; dpm2m adds a multiple of what the
-step before predicted. Coefficients are Python floats (fp64) that depend on the schedule alone; tensors
-meet them in fp32.
+x_t = (1 - t) x0 + t e, so v = e - x0; t = 1 is noise and t = 0 is data. The mean of every sampler is affine in
+the velocity, mu = c_x x + c_v v, and its std is a scalar; dpm2m adds a multiple of the data that the previous
+step predicted. Coefficients depend on the schedule alone and are Python floats (fp64); tensors are fp32.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ WEIGHTINGS = ("exact", "official", "ode")
 class Transition:
     """p(x' | x) = N(c_x x + c_v v + c_last x0_last, std^2 I) between `t` and `t_next`.
 
-    x0_last is the data that the step before predicted, x - t v there; only dpm2m uses it. Policies that
-    continue one walk share x0_last, so their means differ by c_v times their velocities' difference.
+    x0_last is the data that the previous step predicted, x - t v there; only dpm2m uses it. Two policies at one
+    state of one walk share x0_last, so their means differ by c_v times the difference of their velocities.
     """
 
     index: int
@@ -57,19 +56,19 @@ class Transition:
 
 
 def _diffused(t: float, t_next: float, sigma: float) -> tuple[float, float, float]:
-    """SDE with diffusion sigma that keeps the marginals (Flow-GRPO, arXiv 2505.05470, eq. 8-9)."""
+    """c_x, c_v, std of the SDE with diffusion sigma that keeps the marginals (arXiv 2505.05470, eq. 8-9)."""
     dt, half = t_next - t, sigma * sigma / (2 * max(t, 1e-6))
     return 1 + half * dt, (1 + half * (1 - t)) * dt, sigma * math.sqrt(-dt)
 
 
 def _renoised(t: float, t_next: float, std: float) -> tuple[float, float, float]:
-    """Predict data and noise, then re-noise to t' with `std` of it fresh (CPS)."""
+    """c_x, c_v, std of CPS: predict data and noise, then re-noise to t' with fresh noise of `std`."""
     kept = math.sqrt(max(t_next * t_next - std * std, 0.0))
     return (1 - t_next) + kept, -(1 - t_next) * t + kept * (1 - t), std
 
 
 def _solved(t_last: float, t: float, t_next: float) -> tuple[float, float, float, float]:
-    """DPM-Solver++ 2M (arXiv 2211.01095, alg. 2) with log-SNR steps h, h_last.
+    """c_x, c_v, std, c_last of DPM-Solver++ 2M (arXiv 2211.01095, alg. 2) with log-SNR steps h, h_last.
 
     x' = (t'/t) x + g [x0 + h / (2 h_last) (x0 - x0_last)],  g = (1 - t') (1 - e^-h),  x0 = x - t v.
     First order where a log-SNR step is infinite: the step from t = 1, the one after it, and the last.
@@ -84,14 +83,14 @@ def _solved(t_last: float, t: float, t_next: float) -> tuple[float, float, float
 
 
 def _coefficients(sampler: Sampler, sigmas: Sequence[float], k: int) -> tuple[float, ...]:
-    """Mean's c_x and c_v, std, and c_last where there is one, of step `k`."""
+    """c_x, c_v, std, and for dpm2m c_last, of step `k`."""
     a, t, t_next = sampler.noise_level, sigmas[k], sigmas[k + 1]
     if sampler.name == "dpm2m":
         return _solved(sigmas[k - 1] if k else 1.0, t, t_next)
     if a == 0:
         return 1.0, t_next - t, 0.0
     if sampler.name == "flow-sde":
-        # At t = 1 the official code puts 1 - t_1 under the root; the drift keeps the true t.
+        # As in the official code: at t = 1 the diffusion uses 1 - t_1, and the drift keeps the true t.
         left = 1 - t if t < 1 else 1 - sigmas[1]
         return _diffused(t, t_next, a * math.sqrt(t / left))
     if sampler.name == "dance-sde":
@@ -112,25 +111,28 @@ def euler(step: Transition) -> Transition:
 
 def with_density(steps: Sequence[Transition]) -> list[Transition]:
     """The steps that have noise; `UserError` if none has."""
-    found = [step for step in steps if step.std > 0]
-    if not found:
-        raise UserError("the sampler has no noise, and this method needs a density; use flow-sde with noise_level 0.7")
-    return found
+    noisy = [step for step in steps if step.std > 0]
+    if not noisy:
+        raise UserError("the sampler has no noise, and this loss needs a density; use flow-sde with noise_level 0.7")
+    return noisy
 
 
 def kl_weight(sampler: Sampler, step: Transition, weighting: Weighting) -> float:
-    """W in loss = w ||v_S - v_T||^2 for one transition.
+    """Weight w of one transition in the loss w ||v_S - v_T||^2.
 
-    exact: KL of the two Gaussians, c_v^2 / (2 std^2) (arXiv 2605.15055, eq. 10-15).
-    official: what the released code divides by, 2 sigma_t^2 without dt for flow-sde.
-    ode: c_v^2 / 2, the paper's deterministic form (eq. 12) and the only one without noise.
+    Args:
+        sampler: what `step` belongs to.
+        step: the transition.
+        weighting: `exact` is the KL of the two Gaussians, c_v^2 / (2 std^2) (arXiv 2605.15055, eq. 10-15).
+            `official` divides as the released code does, for flow-sde by 2 sigma_t^2 without dt. `ode` is
+            c_v^2 / 2, the paper's deterministic form (eq. 12); a sampler without noise has no other.
     """
     if weighting == "ode":
         return step.c_v**2 / 2
     if step.std == 0:
         if sampler.noise_level == 0:
             raise UserError(f"weighting {weighting!r} needs a sampler with noise; use 'ode', or noise_level > 0")
-        return step.c_v**2 / 2  # the last step of cps is deterministic
+        return step.c_v**2 / 2  # only the last step of cps has no noise
     std = step.std
     if weighting == "official" and sampler.name == "flow-sde":
         std /= math.sqrt(step.t - step.t_next)

@@ -1,4 +1,4 @@
-"""The SD3 pipeline behind one small interface: encode, velocity with guidance, decode."""
+"""A Stable Diffusion 3 pipeline behind a small interface: encode, velocity with guidance, decode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from opdbench.diffusion.walk import Velocity
 from opdbench.errors import UserError
 
 ENCODED_BYTES = 2**30
-"""Encoded prompts that are kept: 600 of SD3.5, where one takes 1.7 MB; all of the tiny model."""
+"""Size of the cache of encoded prompts: 600 of SD3.5 at 1.7 MB each; all prompts of the tiny model."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Condition:
 class Policy:
     """A denoiser with its own guidance scale.
 
-    The only place where classifier-free guidance is applied: v = v_u + g (v_c - v_u); a scale of 1 is
-    a single conditional pass. With gradient, it flows through both branches, as in the official code.
+    Classifier-free guidance is applied here and nowhere else: v = v_u + g (v_c - v_u). A scale of 1 is a single
+    conditional pass. Gradient flows through both branches, as in the official code of DiffusionOPD.
     """
 
     network: SD3Transformer2DModel
@@ -48,9 +48,9 @@ class Policy:
     empty: Condition
     dtype: torch.dtype
     adapter: str = ""
-    """Digest of the adapter that is folded in, if there is one."""
+    """Digest of the adapter that is folded into the weights, or empty."""
     at_once: int = 0
-    """Most pictures that a forward takes; 0 is any number."""
+    """Maximum pictures per forward pass; 0 is no limit."""
 
     @property
     def passes(self) -> int:
@@ -62,17 +62,18 @@ class Policy:
 
         Args:
             x: latents `(B, C, H, W)`.
-            t: time in [0, 1], one for all or `(B,)`.
+            t: time in [0, 1], a number or `(B,)`.
             condition: encoded prompts of the `B` pictures.
         """
-        # A number is filled in on the device, since a copy from the host would wait for it.
+        # Fill a number in on the device; a copy from the host would wait for the device.
         each = t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float32, device=x.device)
         times = each.float().expand(len(x))
         if not self.at_once or len(x) <= self.at_once:
             return self._forward(x, times, condition.states, condition.pooled)
-        parts = zip(*(part.split(self.at_once) for part in (x, times, condition.states, condition.pooled)), strict=True)
-        # With gradient only what goes into a part is kept for the backward.
-        return torch.cat([checkpoint(self._forward, *part, use_reentrant=False) for part in parts])
+        inputs = (x, times, condition.states, condition.pooled)
+        shares = zip(*(tensor.split(self.at_once) for tensor in inputs), strict=True)
+        # For the backward pass, checkpointing keeps only the inputs of each share.
+        return torch.cat([checkpoint(self._forward, *share, use_reentrant=False) for share in shares])
 
     def _forward(self, x: Tensor, times: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
         if self.passes == 2:
@@ -95,29 +96,29 @@ class Policy:
         return without + self.guidance * (with_text - without)
 
     def save_memory(self) -> None:
-        """Keep only the blocks' inputs for the backward, and walk each block again there: one forward more."""
+        """Keep only the inputs of the blocks for the backward pass, which then costs one more forward."""
         self.network.enable_gradient_checkpointing()
 
     def at(self, condition: Condition) -> Velocity:
-        """The velocity field for fixed prompts, as `walk` wants it."""
+        """The velocity field for fixed prompts, in the form that `walk` takes."""
         return lambda x, t: self.velocity(x, t, condition)
 
 
 class Model:
-    """A loaded pipeline; denoisers with adapters are made from it."""
+    """A loaded pipeline, from which policies are made."""
 
     def __init__(self, source: str = TINY, device: str | None = None, resolution: int = 0) -> None:
         """Load `source`: `tiny`, a folder, or a hub id of a Stable Diffusion 3 pipeline.
 
-        Pictures have sides of `resolution` pixels, the model's own if 0.
+        Pictures are `resolution` pixels high and wide; 0 is the model's own resolution.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        # Most CPUs have no fast bf16: the tiny model's forward takes 1.4 times as long in it.
+        # Most CPUs have no fast bf16; there the tiny model's forward takes 1.4 times as long in it.
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.source = source
         if self.device.type == "cpu":
-            # For few tokens plain attention beats the fused one, whose backward is slow on CPUs. For the whole
-            # process, as the switch is not a thread's own and two threads walk at once.
+            # For few tokens plain attention is faster than the fused one, whose backward is slow on CPUs. The switch
+            # is set once per process, because it is not thread-local and two threads walk at the same time.
             torch.backends.cuda.enable_flash_sdp(False)
         pipe = _load(source)
         self.vae = pipe.vae.to(self.device, memory_format=torch.channels_last).requires_grad_(False).eval()
@@ -128,7 +129,7 @@ class Model:
             encoder.to(self.device).requires_grad_(False).eval()
         self.resolution = resolution
         self.latent_shape = latent_shape(self.base.config, pipe.vae_scale_factor, resolution)
-        self.empty = Condition(*self._encode(""))
+        self.empty = self._encode("")
         size = sum(t.nbytes for t in (self.empty.states, self.empty.pooled))
         self._encoded = lru_cache(max(1, ENCODED_BYTES // size))(self._encode)
 
@@ -139,12 +140,12 @@ class Model:
         return [float(s) for s in scheduler.sigmas]
 
     def encode(self, texts: Sequence[str]) -> Condition:
-        """Encode prompts; each text is encoded alone, so that batching changes nothing, and the latest are kept."""
-        found = [self._encoded(text) for text in texts]
-        return Condition(torch.cat([s for s, _ in found]), torch.cat([p for _, p in found]))
+        """Encode prompts, each alone so that batching changes nothing; the latest are cached."""
+        encoded = [self._encoded(text) for text in texts]
+        return Condition(torch.cat([e.states for e in encoded]), torch.cat([e.pooled for e in encoded]))
 
     @torch.no_grad()
-    def _encode(self, text: str) -> tuple[Tensor, Tensor]:
+    def _encode(self, text: str) -> Condition:
         states, _, pooled, _ = self._pipe.encode_prompt(
             prompt=text,
             prompt_2=None,
@@ -153,7 +154,7 @@ class Model:
             do_classifier_free_guidance=False,
             max_sequence_length=min(self._pipe.tokenizer_3.model_max_length, MAX_TEXT),
         )
-        return states.to(self.dtype), pooled.to(self.dtype)
+        return Condition(states.to(self.dtype), pooled.to(self.dtype))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -164,12 +165,12 @@ class Model:
         return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
     def _layers(self) -> SD3Transformer2DModel:
-        """The denoiser's layers again, over the very same weights, which nobody changes."""
+        """A copy of the denoiser's layers that shares the frozen weights."""
         weights = (*self.base.parameters(), *self.base.buffers())
         return copy.deepcopy(self.base, {id(tensor): tensor for tensor in weights})
 
     def frozen(self, adapter: Adapter | None, guidance: float) -> Policy:
-        """A policy whose adapter is folded into weights of its own; all others are the base model's."""
+        """A policy with the adapter folded into its own weights; all other weights are shared with the base model."""
         if adapter is None:
             return Policy(self.base, guidance, self.empty, self.dtype)
         network = self._layers()
@@ -177,7 +178,7 @@ class Model:
         return Policy(network, guidance, self.empty, self.dtype, adapter.digest())
 
     def student(self, lora: Lora, guidance: float, seed: int, start: Adapter | None = None) -> Policy:
-        """A trainable policy: a fresh adapter, or `start`'s, on the base model's weights."""
+        """A trainable policy: a fresh adapter, or a copy of `start`, on the base model's weights."""
         self._fits(lora, start)
         network = self._layers()
         adapters.attach(network, lora, seed)
@@ -187,12 +188,12 @@ class Model:
 
     def _fits(self, lora: Lora, start: Adapter | None) -> None:
         if start is not None and start.lora != lora:
-            raise UserError(f"the start is an adapter of {start.lora}; expected the stage's own, {lora}")
+            raise UserError(f"the stage starts from an adapter of {start.lora}; expected the stage's own shape, {lora}")
 
     def move(self, policy: Policy, adapter: Adapter) -> None:
         """Change the weights of a policy that `frozen` made."""
         adapters.fold(policy.network, self.base, adapter)
 
     def divided(self) -> AbstractContextManager[None]:
-        """While a stage is trained; `ShardedModel` divides its weights then."""
+        """Context in which a stage is trained; `ShardedModel` shards its weights there."""
         return nullcontext()

@@ -1,9 +1,9 @@
-"""A model whose frozen weights are divided among the processes of a run (FSDP), for denoisers that fill a GPU.
+"""A model whose frozen weights are sharded over the processes of a run (FSDP), for denoisers that fill a GPU.
 
-`accelerate launch --use_fsdp` asks for it. While a stage is trained each process keeps its share of the weights and
-gathers a block's at a time; elsewhere all have them whole. Folded weights would be copies, so every policy is an
-adapter on the one network, switched by name. Gathering takes all processes, so each must walk the same number of
-times: a stage's prompts are a multiple of processes times tasks.
+`accelerate launch --use_fsdp` selects it. While a stage is trained, each process keeps its shard of the weights and
+gathers those of one block at a time; otherwise every process holds all weights. Folded weights would be copies, so
+each policy is an adapter of the same network and is switched on by name. Gathering involves all processes, so they
+must walk equally often: the prompts of a stage are a multiple of processes times tasks.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from opdbench.diffusion.sources import TINY
 from opdbench.errors import UserError
 
 STUDENT = "default"
-"""Name of the adapter that is trained."""
+"""Name of the trained adapter."""
 
 
 @dataclass(frozen=True)
 class Switched(Policy):
-    """A policy that is the adapter `name` of a network that others use too; the bare network if empty."""
+    """A policy that is the adapter `name` of a shared network, or the network without adapter if `name` is empty."""
 
     name: str = ""
 
@@ -40,7 +40,7 @@ class Switched(Policy):
         try:
             return super()._forward(x, times, states, pooled)
         finally:
-            _switch(self.network, STUDENT)  # a parameter that asks for no gradient at the backward gets none
+            _switch(self.network, STUDENT)  # autograd skips parameters that need no gradient at the backward pass
 
 
 def _switch(network: SD3Transformer2DModel, name: str) -> None:
@@ -53,33 +53,33 @@ def _switch(network: SD3Transformer2DModel, name: str) -> None:
 
 
 class ShardedModel(Model):
-    """A `Model` for a team of processes."""
+    """A `Model` whose denoiser is sharded over a team of processes."""
 
     def __init__(self, source: str = TINY, device: str | None = None, resolution: int = 0) -> None:
-        """Load as `Model` does, then divide every block of the denoiser among the processes."""
+        """Load as `Model` does, then shard every block of the denoiser over the processes."""
         super().__init__(source, device, resolution)
         mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
-        self._parts: list[FSDPModule] = [
-            fully_shard(part, mesh=mesh) for part in (*self.base.transformer_blocks, self.base)
+        self._shards: list[FSDPModule] = [
+            fully_shard(module, mesh=mesh) for module in (*self.base.transformer_blocks, self.base)
         ]
         self._gather()
 
     @contextmanager
     def divided(self) -> Iterator[None]:
-        """While a stage is trained, in all processes; what ends with an error ends the run."""
-        for part in self._parts:
-            part.set_reshard_after_forward(True)
-            part.reshard()
+        """Keep the weights sharded while a stage is trained; an error inside ends the run."""
+        for module in self._shards:
+            module.set_reshard_after_forward(True)
+            module.reshard()
         yield
         self._gather()
 
     def _gather(self) -> None:
-        for part in self._parts:
-            part.set_reshard_after_forward(False)
-            part.unshard()
+        for module in self._shards:
+            module.set_reshard_after_forward(False)
+            module.unshard()
 
     def frozen(self, adapter: Adapter | None, guidance: float) -> Policy:
-        """A policy whose adapter is one of the network's; of the same name as its weights' digest."""
+        """A policy whose adapter is added to the network under the digest of its weights."""
         if adapter is None:
             return Switched(self.base, guidance, self.empty, self.dtype)
         name = adapter.digest()
@@ -87,7 +87,7 @@ class ShardedModel(Model):
         return Switched(self.base, guidance, self.empty, self.dtype, name, name=name)
 
     def student(self, lora: Lora, guidance: float, seed: int, start: Adapter | None = None) -> Policy:
-        """A trainable policy, in place of the one before."""
+        """A trainable policy; it replaces the previous student."""
         self._fits(lora, start)
         if STUDENT in getattr(self.base, "peft_config", {}):
             self.base.delete_adapters(STUDENT)
@@ -102,17 +102,17 @@ class ShardedModel(Model):
     def _put(self, name: str, lora: Lora, seed: int, adapter: Adapter | None) -> None:
         if name not in getattr(self.base, "peft_config", {}):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that there are several adapters is meant
+                warnings.simplefilter("ignore")  # PEFT warns of a second adapter, which is intended
                 adapters.attach(self.base, lora, seed, name)
         if adapter is not None:
             self._write(name, adapter)
         _switch(self.base, STUDENT)
 
     def _write(self, name: str, adapter: Adapter) -> None:
-        """As `adapters.write`; reading or loading a state dictionary would divide the weights again."""
+        """Write as `adapters.write` does, without a state dictionary, which would shard the weights again."""
         named = self.base.named_parameters()
-        places = {key.replace(f".{name}.", "."): tensor for key, tensor in named if f".{name}." in key}
-        if places.keys() != set(adapter.tensors):
-            raise UserError(f"adapter does not fit the model: {min(places.keys() ^ set(adapter.tensors))!r} differs")
+        own = {key.replace(f".{name}.", "."): tensor for key, tensor in named if f".{name}." in key}
+        if own.keys() != set(adapter.tensors):
+            raise UserError(f"adapter does not fit the model: {min(own.keys() ^ set(adapter.tensors))!r} differs")
         for key, tensor in adapter.tensors.items():
-            places[key].data.copy_(tensor)
+            own[key].data.copy_(tensor)

@@ -1,4 +1,4 @@
-"""Where a model is: the embedded one, a folder or a hub id."""
+"""Locate and load a model: the embedded one, a folder or a hub id."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ from opdbench.files import hash_folder
 
 TINY = "tiny"
 MAX_TEXT = 128
-"""Tokens of T5 that the official code uses; fewer where the tokenizer says so."""
+"""Maximum T5 tokens, as in the official code; a tokenizer may set fewer."""
 
 
 def latent_shape(config: Any, scale: int, resolution: int) -> tuple[int, int, int]:
-    """Latents `(C, H, W)` of square pictures, `scale` pixels an entry; a `UserError` if the denoiser has no such size.
+    """Shape `(C, H, W)` of the latents of square pictures.
 
-    SD3.5-M's `sample_size` is that of 1024 pixels; the papers train and evaluate at 512.
+    Args:
+        config: the denoiser's configuration.
+        scale: pixels per entry of the latent.
+        resolution: height and width in pixels; 0 is the model's own. SD3.5-M's own is 1024; the papers use 512.
+
+    Raises:
+        UserError: the denoiser cannot make pictures of that size.
     """
     side, most = resolution // scale or config.sample_size, config.pos_embed_max_size * config.patch_size
     if resolution % (scale * config.patch_size) or side > most:
@@ -35,7 +41,7 @@ def latent_shape(config: Any, scale: int, resolution: int) -> tuple[int, int, in
 
 
 def tiny_folder() -> Path:
-    """Where the embedded model lies."""
+    """Folder of the embedded model."""
     return Path(str(files("opdbench.tiny.model")))
 
 
@@ -61,33 +67,33 @@ def locate(source: str) -> str:
 
 
 def model_hash(source: str, resolution: int = 0) -> str:
-    """What identifies the weights, a hash of a folder's files or the hub id itself, and the pictures' size."""
-    place = Path(locate(source))
-    return (hash_folder(place) if place.is_dir() else source) + (f"@{resolution}" if resolution else "")
+    """Identity of the weights (a hash of the folder's files, or the hub id) and of the pictures' resolution."""
+    folder = Path(locate(source))
+    return (hash_folder(folder) if folder.is_dir() else source) + (f"@{resolution}" if resolution else "")
 
 
 def outline(source: str) -> SD3Transformer2DModel:
-    """The denoiser without weights (on the meta device), from its configuration alone: its layers and their sizes."""
-    with _loading(source) as place:
-        config = SD3Transformer2DModel.load_config(place, subfolder="transformer")
+    """The denoiser's layers without weights, on the meta device; reads its configuration only."""
+    with _loading(source) as location:
+        config = SD3Transformer2DModel.load_config(location, subfolder="transformer")
     with torch.device("meta"):
         return SD3Transformer2DModel.from_config(config)
 
 
 def _load(source: str) -> StableDiffusion3Pipeline:
-    with _loading(source) as place:
-        return StableDiffusion3Pipeline.from_pretrained(place, torch_dtype=torch.float32, use_safetensors=True)
+    with _loading(source) as location:
+        return StableDiffusion3Pipeline.from_pretrained(location, torch_dtype=torch.float32, use_safetensors=True)
 
 
 @contextmanager
 def _loading(source: str) -> Iterator[str]:
-    """Where to load a model from; quiet libraries, and a `UserError` if it fails."""
-    place = locate(source)
+    """Yield the folder or hub id to load from; silences the libraries and turns their errors into `UserError`."""
+    location = locate(source)
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
-        yield place
+        yield location
     except (OSError, ValueError, KeyError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot load model {source!r}: {line}") from error

@@ -1,4 +1,4 @@
-"""The only loop over time: rollout, replay of teachers, training and evaluation all walk here."""
+"""The only loop over time; rollout, replay of teachers, training and evaluation all call it."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ class Step:
         return Step(self.transition, self.x[rows], self.velocity[rows], self.mean[rows], self.next_x[rows])
 
     @staticmethod
-    def join(parts: Sequence[Step]) -> Step:
-        """One step of several batches, as one."""
+    def join(shares: Sequence[Step]) -> Step:
+        """One step of several batches as a single batch."""
         names = ("x", "velocity", "mean", "next_x")
-        return Step(parts[0].transition, *(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        return Step(shares[0].transition, *(torch.cat([getattr(step, name) for step in shares]) for name in names))
 
 
 class Noise:
     """Gaussian noise keyed per picture, the same for any batch size and number of processes."""
 
     def __init__(self, keys: Sequence[str], shape: tuple[int, ...], device: torch.device | str = "cpu") -> None:
-        """`keys` has one string a picture; `shape` is `(C, H, W)`."""
+        """Seed a generator per picture from its string in `keys`; `shape` is `(C, H, W)`."""
         self._shape, self._device = shape, torch.device(device)
         seeds = [int.from_bytes(hashlib.sha256(k.encode()).digest()[:7], "big") for k in keys]
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __getitem__(self, rows: slice) -> Noise:
-        """The noise of some pictures; what it draws is drawn from this one, too."""
-        part = copy(self)
-        part._generators = self._generators[rows]
-        return part
+        """The noise of the pictures in `rows`; it shares their generators, so its draws advance both."""
+        share = copy(self)
+        share._generators = self._generators[rows]
+        return share
 
     def draw(self) -> Tensor:
         """The next draw of every picture, `(B, C, H, W)`."""
         draws = torch.stack([torch.randn(self._shape, generator=g, dtype=torch.float32) for g in self._generators])
         if self._device.type == "cuda":
-            # From pinned memory the host need not wait for what the device still has to do.
+            # A copy from pinned memory does not make the host wait for the device.
             return draws.pin_memory().to(self._device, non_blocking=True)
         return draws.to(self._device)
 
@@ -69,17 +69,17 @@ class Noise:
 def walk(
     velocity: Velocity, noise: Noise, steps: Sequence[Transition], grad: bool = False, through: bool = False
 ) -> Iterator[Step]:
-    """Walk from noise to data, one `Step` at a time.
+    """Walk from noise to data and yield one `Step` at a time.
 
-    States are detached: the gradient of a step reaches its own velocity only. So a caller may
-    back-propagate through each step as it is yielded, and memory holds one step.
+    States are detached, so the gradient of a step reaches only its own velocity. A caller may therefore
+    back-propagate each step as it is yielded, and memory holds the graph of one step.
 
     Args:
         velocity: the walking policy.
-        noise: gives the initial state, then the noise of each stochastic step.
+        noise: source of the initial state, then of each stochastic step.
         steps: transitions in order.
         grad: whether `velocity` and `mean` carry gradient.
-        through: whether states carry it too, so that a step's gradient reaches all velocities before it.
+        through: whether states carry gradient too, so that a step's gradient reaches all velocities before it.
     """
     x, x0 = noise.draw(), None
     for transition in steps:

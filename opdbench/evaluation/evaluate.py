@@ -16,10 +16,11 @@ from opdbench.diffusion.flow import transitions
 from opdbench.diffusion.model import Model, Policy
 from opdbench.diffusion.walk import Noise, sample
 from opdbench.environment import peak_mib
+from opdbench.files import set_aside
 from opdbench.parallel.processes import ALONE, Team
 from opdbench.parallel.threads import behind
 from opdbench.records.digest import digest
-from opdbench.records.rows import read_samples, write_samples
+from opdbench.records.rows import Picked, read_part, read_samples, write_part, write_samples
 
 BATCH = 64
 Progress = Callable[[int, int], None]
@@ -86,11 +87,11 @@ def write_parts(
         share: `(k, n)` for every n-th part from the k-th, so that n processes can share the work.
     """
     done = list(accumulate(len(part) for part in parts))
-    missing = [n for n in range(share[0], len(parts), share[1]) if not _part(target, n).exists()]
+    missing = [n for n in range(share[0], len(parts), share[1]) if not _is_done(target, n, len(parts[n]))]
 
     def write(made: tuple[int, M]) -> int:
         number, pictures = made
-        write_samples(_part(target, number), score(parts[number], pictures))
+        write_part(_part(target, number), score(parts[number], pictures))
         return number
 
     for number in behind(((n, make(parts[n])) for n in missing), write):
@@ -99,6 +100,17 @@ def write_parts(
 
 def _part(target: Path, number: int) -> Path:
     return target.with_suffix(f".part{number}")
+
+
+def _is_done(target: Path, number: int, count: int) -> bool:
+    """Whether a part is there with its rows; one that was changed is renamed."""
+    path = _part(target, number)
+    if not path.exists():
+        return False
+    if len(read_part(path) or ()) == count:
+        return True
+    set_aside(path)
+    return False
 
 
 def score_in_parts(
@@ -114,11 +126,16 @@ def score_in_parts(
     team.wait()
     if team.leads:
         files = [_part(target, number) for number in range(len(parts))]
-        write_samples(target, [row for file in files for row in read_samples(file)])
+        write_samples(target, [row for file in files for row in read_part(file) or ()])
         for file in files:
             file.unlink()
     team.wait()
     return read_samples(target)
+
+
+def pictures(task: str, prompts: Sequence[Prompt]) -> list[Picked]:
+    """What an evaluation of these prompts scores, each once."""
+    return [Picked(prompt.id, index, task) for prompt in prompts for index in range(prompt.images)]
 
 
 def make_row(evaluator: Evaluator, prompt: Prompt, index: int, score: Score) -> Sample:

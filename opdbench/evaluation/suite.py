@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,13 +27,12 @@ from opdbench.diffusion.adapters import Adapter
 from opdbench.diffusion.flow import kl_weight, transitions
 from opdbench.diffusion.model import Model
 from opdbench.diffusion.walk import Noise, walk
-from opdbench.evaluation.evaluate import BATCH, choose, column_key, evaluate, prompt_hash
-from opdbench.files import read_json, write_json
+from opdbench.evaluation.evaluate import BATCH, choose, column_key, evaluate, pictures, prompt_hash
 from opdbench.parallel.processes import ALONE, Team
 from opdbench.records.digest import FORMAT, digest
-from opdbench.records.rows import read_samples, write_samples
+from opdbench.records.rows import Picked, write_samples
 from opdbench.records.run import Cell, PolicyResult, Probe
-from opdbench.records.store import Store
+from opdbench.records.store import Evaluation, Store
 from opdbench.stats import estimate
 
 GUIDANCES = (1.0, 2.0, 3.5)
@@ -107,15 +107,29 @@ class Suite:
         return column_key(question.judge, question.prompts, question.sampler, self.model)
 
     def ask(self, question: Question, title: str, console: Console) -> tuple[list[Sample], Meter]:
-        """Rows of an evaluation, and its cost, which is kept beside them."""
-        actor, key = question.actor, self.key(question)
-        one = digest([FORMAT, _known(actor), self.weights, question.sampler, key, prompt_hash(question.prompts)])
-        found = self.store.finished_evaluation(one)
-        if found is not None:
-            place = found.with_suffix(".json")
-            return read_samples(found), Meter(**read_json(place)) if place.exists() else Meter()
-        target, meter = self.store.evaluation(one), Meter()
-        policy = self.model.frozen(actor.adapter, question.guidance)
+        """Rows of an evaluation, and its cost, which is kept beside them; one that is in the store is reused."""
+        key = self.key(question)
+        name = digest(
+            [FORMAT, _known(question.actor), self.weights, question.sampler, key, prompt_hash(question.prompts)]
+        )
+        expected = pictures(question.judge.name, question.prompts)
+        evaluation = self.store.finished_evaluation(name, expected)
+        if evaluation is None:
+            with self._lock(name, title):
+                evaluation = self.store.finished_evaluation(name, expected)
+                if evaluation is None:
+                    evaluation = self._answer(question, name, title, console)
+        return evaluation.samples, evaluation.meter
+
+    def _lock(self, name: str, title: str) -> AbstractContextManager[None]:
+        """The lock of an evaluation; of a team of processes only the first one takes it."""
+        return self.store.lock("evaluation", name, title) if self.team.leads else nullcontext()
+
+    def _answer(self, question: Question, name: str, title: str, console: Console) -> Evaluation:
+        self.team.wait()
+        target, meter = self.store.evaluation(name) if self.team.leads else self.store.path(name), Meter()
+        self.team.wait()
+        policy = self.model.frozen(question.actor.adapter, question.guidance)
 
         def progress(done: int, total: int) -> None:
             console.progress(title, done, total, {})
@@ -127,8 +141,9 @@ class Suite:
         for own in self.team.gather(meter):
             cost.add(own)
         if self.team.leads:
-            write_json(target.with_suffix(".json"), asdict(cost))
-        return samples, cost
+            self.store.keep_evaluation(name, cost)
+        self.team.wait()
+        return Evaluation(samples, cost)
 
     def probes(self, actor: Actor, teachers: Sequence[Actor], console: Console) -> tuple[Probe, ...]:
         """The full suite's further numbers of a policy."""
@@ -141,11 +156,16 @@ class Suite:
         for teacher in teachers:
             states, walked = prompt_hash(self._states(teacher)), f"flow-sde-{teacher.sampler.steps}"
             key = f"kl@1[{teacher.name}] {states} {walked} {str(self.model.dtype).removeprefix('torch.')}"
-            place = self.store.evaluation(digest([FORMAT, _known(actor), _known(teacher), self.weights, key]))
-            if self.team.leads and not place.exists():
-                write_samples(place, self._kl(actor, teacher))
+            name = digest([FORMAT, _known(actor), _known(teacher), self.weights, key])
+            expected = [Picked(prompt.id, 0, "kl") for prompt in self._states(teacher)]
+            with self._lock(name, f"KL of {actor.name} from {teacher.name}"):
+                if self.team.leads and self.store.finished_evaluation(name, expected) is None:
+                    write_samples(self.store.evaluation(name), self._kl(actor, teacher))
+                    self.store.keep_evaluation(name, Meter())
             self.team.wait()
-            found.append(Probe("kl", actor.name, teacher.tasks[0], "", key, estimate(read_samples(place))))
+            evaluation = self.store.finished_evaluation(name, expected)
+            assert evaluation is not None
+            found.append(Probe("kl", actor.name, teacher.tasks[0], "", key, estimate(evaluation.samples)))
         return tuple(found)
 
     def _questions(self, actor: Actor) -> Iterator[tuple[str, str, Question]]:

@@ -1,8 +1,8 @@
-"""What a loss sees: a batch of prompts, and the policies that act on it.
+"""Interface of a loss: a batch of prompts, and the policies that act on it.
 
-A loss is a frozen dataclass (its fields are its options) with `losses`, a generator of losses that
-the trainer back-propagates one at a time. So there is one training loop, and a loss can be a step of
-a walk in progress.
+A loss is a frozen dataclass whose fields are its options. Its method `losses` is a generator of scalars; the
+trainer back-propagates them one at a time. This keeps a single training loop for all losses, and lets a loss
+be one step of a walk in progress.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """The pictures of an update, in prompt order: `images` consecutive pictures a prompt.
+    """The pictures of one update, in prompt order: `images` consecutive pictures per prompt.
 
     Attributes:
-        prompts: one a picture.
+        prompts: the prompt of each picture.
         keys: noise key of each picture.
-        images: pictures a prompt.
-        condition: encoded prompts, row by row.
-        noise: keyed by the pictures' keys.
+        images: pictures per prompt.
+        condition: encoded prompts, one row per picture.
+        noise: generators keyed by `keys`.
         update: number of the update, from 0.
     """
 
@@ -51,16 +51,17 @@ class Batch:
         return len(self.prompts)
 
     def rows_by_task(self) -> Mapping[str, Tensor]:
-        """Row numbers of each task's pictures."""
+        """Row numbers of each task's pictures, `(B_task,)`, on the device of the conditions."""
         return self._rows
 
     def __getitem__(self, rows: slice) -> Batch:
-        """Some pictures; what is drawn for them is drawn from this batch's noise, too."""
-        part = self.condition[rows], self.noise[rows]
-        return Batch(self.prompts[rows], self.keys[rows], self.images, *part, self.update)
+        """The pictures in `rows`; their noise advances the generators of this batch."""
+        return Batch(
+            self.prompts[rows], self.keys[rows], self.images, self.condition[rows], self.noise[rows], self.update
+        )
 
     def whole_prompts(self, most: int) -> Iterator[slice]:
-        """Consecutive rows: of as many prompts as make at most `most` pictures, but of one at least; of all if 0."""
+        """Split the rows between prompts, at most `most` pictures and at least one prompt each; 0 means no split."""
         return consecutive(len(self), max(1, most // self.images) * self.images if most else 0)
 
     @cached_property
@@ -69,11 +70,11 @@ class Batch:
         for row, prompt in enumerate(self.prompts):
             rows.setdefault(prompt.task, []).append(row)
         device = self.condition.states.device
-        return {task: torch.tensor(found, device=device) for task, found in rows.items()}
+        return {task: torch.tensor(numbers, device=device) for task, numbers in rows.items()}
 
 
 def consecutive(count: int, most: int) -> Iterator[slice]:
-    """`count` rows in parts of at most `most`; in one if 0."""
+    """Split `count` rows into slices of at most `most` rows; 0 means a single slice."""
     size = most or count
     return (slice(first, min(first + size, count)) for first in range(0, count, size))
 
@@ -83,28 +84,45 @@ class Rollout:
     """Finished pictures.
 
     Attributes:
-        latents: final ones, `(B, C, H, W)`.
-        rewards: `(B,)`, NaN where unscored.
-        parts: the same of each reward that was asked for, unweighted; NaN also where it was not asked.
-        path: the steps that were taken with noise, so that they have a density.
+        latents: final latents, `(B, C, H, W)`.
+        rewards: the reward that each picture is paid, `(B,)`; NaN where unscored.
+        by_task: each task's own reward without weights, `(B,)`; NaN where unscored or not asked for.
+        path: the steps with noise, which have a density.
     """
 
     latents: Tensor
     rewards: Tensor
     path: Sequence[Step] = ()
-    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    by_task: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Walked:
+    """The pictures of `rows`, whose final latents are ready to be scored."""
+
+    rows: slice
+    latents: Tensor
+
+
+@dataclass(frozen=True)
+class _TaskScores:
+    """Rewards `(n,)` of the pictures in `rows` `(n,)` from the judge of `task`; NaN where unscored."""
+
+    task: str
+    rows: Tensor
+    rewards: Tensor
 
 
 class Gather(Protocol):
-    """What every process has to say, in the order of the processes."""
+    """Collects a value from every process."""
 
     def __call__(self, value: T) -> list[T]:
-        """The values of all, this process's among them."""
+        """The values of all processes in their order, including this one's."""
         ...
 
 
 def alone(value: T) -> list[T]:
-    """The gathering of a single process."""
+    """`Gather` for a single process."""
     return [value]
 
 
@@ -117,17 +135,23 @@ class Actors:
     """Policies and tools of a stage.
 
     Attributes:
+        model: the pipeline behind all policies.
         student: the trainable policy.
         base: the untouched model at the student's guidance.
         old: the lagging copy that rolls out, for losses that need one.
-        teachers: a frozen policy a task.
-        rewards: means of the last rollout, over all processes: `reward`, and `reward/<task>` where there are several.
-        descend: step the optimizer on the losses so far, for losses that take several steps on one
-            rollout; after the last loss the trainer steps by itself.
-        gather: what every process has; each sees its share of a batch only.
-        threads: whether the walk, the teachers and the backward of an update go on at once.
-        weights: of each task's reward on every picture that it can judge; if empty, a picture is paid by its
-            own task alone.
+        teachers: the frozen policy of each task.
+        evaluators: the judge of each task.
+        sampler: how the student walks.
+        steps: the transitions of `sampler`.
+        meter: counts forwards and scored pictures.
+        rewards: mean rewards of the last rollout over all processes: `reward`, and `reward/<task>` where there
+            are several.
+        descend: take an optimizer step on the losses so far. For losses with several steps per rollout; after
+            the last loss the trainer steps by itself.
+        gather: collects a value from every process; each process sees only its share of a batch.
+        threads: run the walk, the teachers and the backward pass of an update at the same time.
+        weights: weight of each task's reward on every picture that it can judge. If empty, a picture is paid by
+            its own task alone.
     """
 
     model: Model
@@ -146,74 +170,78 @@ class Actors:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def count(self, role: str, policy: Policy, pictures: int, grad: bool = False) -> None:
-        """Meter one velocity of `policy`."""
+        """Meter one velocity of `policy` for that many pictures."""
         self.meter.count(role, pictures, policy.passes, grad)
 
     def rollout(self, batch: Batch, steps: Sequence[Transition] | None = None) -> Rollout:
-        """Walk the old policy (the student if there is none), decode, and score by task.
+        """Walk the old policy (the student if there is none), decode, and score each picture.
 
-        Where not all pictures go through at once, some prompts' are scored while the next ones' are walked.
-        `steps` are walked instead of the stage's own.
+        If the pictures do not fit through the denoiser at once, the first prompts are scored while the next ones
+        are walked.
+
+        Args:
+            batch: prompts and noise.
+            steps: transitions to walk instead of the stage's own.
         """
         policy, walked = self.old or self.student, self.steps if steps is None else steps
         rewards = torch.zeros(len(batch))
-        parts = {task: torch.full((len(batch),), NAN) for task in self.weights or batch.rows_by_task()}
-        taken: list[list[Step]] = []
+        by_task = {task: torch.full((len(batch),), NAN) for task in self.weights or batch.rows_by_task()}
+        paths: list[list[Step]] = []
 
-        def make() -> Iterator[tuple[slice, Tensor]]:
+        def make() -> Iterator[_Walked]:
             for rows in batch.whole_prompts(policy.at_once):
-                part = batch[rows]
-                taken.append(list(walk(policy.at(part.condition), part.noise, walked)))
-                yield rows, taken[-1][-1].next_x
+                share = batch[rows]
+                paths.append(list(walk(policy.at(share.condition), share.noise, walked)))
+                yield _Walked(rows, paths[-1][-1].next_x)
 
-        def judge(made: tuple[slice, Tensor]) -> None:
-            rows, latents = made
+        def judge(ready: _Walked) -> None:
             most = policy.at_once or len(batch)
-            images = [image for part in latents.split(most) for image in self.model.decode(part)]
-            for task, picked, values in self._judge(images, batch.prompts[rows]):
-                parts[task][rows.start + picked] = values
-                rewards[rows.start + picked] += self.weights.get(task, 1.0) * values
+            images = [image for latents in ready.latents.split(most) for image in self.model.decode(latents)]
+            for scores in self._judge(images, batch.prompts[ready.rows]):
+                rows = ready.rows.start + scores.rows
+                by_task[scores.task][rows] = scores.rewards
+                rewards[rows] += self.weights.get(scores.task, 1.0) * scores.rewards
 
         for _ in behind(make(), judge):
             pass
         self.meter.count("rollout", len(batch) * len(walked), policy.passes)
-        self.rewards = self._means(rewards, parts)
-        whole = [Step.join(step) for step in zip(*taken, strict=True)]
-        latents = whole[-1].next_x
-        path = [step for step in whole if step.transition.std > 0]
+        self.rewards = self._means(rewards, by_task)
+        path = [Step.join(shares) for shares in zip(*paths, strict=True)]
+        latents, noisy = path[-1].next_x, [step for step in path if step.transition.std > 0]
         device = latents.device
-        return Rollout(latents, rewards.to(device), path, {task: part.to(device) for task, part in parts.items()})
+        return Rollout(latents, rewards.to(device), noisy, {task: r.to(device) for task, r in by_task.items()})
 
-    def _means(self, rewards: Tensor, parts: Mapping[str, Tensor]) -> dict[str, float]:
-        """Of what a picture is paid, and of each task's own reward: their scales may be far apart.
-
-        What no picture could be given has no mean.
-        """
-        everywhere = self.gather({"reward": rewards} | {f"reward/{task}": part for task, part in parts.items()})
+    def _means(self, rewards: Tensor, by_task: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean reward over all processes, and that of each task, whose scales may differ; without NaN."""
+        everywhere = self.gather({"reward": rewards} | {f"reward/{task}": own for task, own in by_task.items()})
         names = list(dict.fromkeys(name for each in everywhere for name in each))
         means = {n: float(torch.cat([each[n] for each in everywhere if n in each]).nanmean()) for n in names}
         return {n: mean for n, mean in means.items() if not math.isnan(mean) and (n == "reward" or len(names) > 2)}
 
-    def _judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Of each task, the rows that it pays for and its rewards there, NaN where it could not say."""
+    def _judge(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> Iterator[_TaskScores]:
+        """Each task's rewards for the pictures that it pays."""
         for task in self.weights or dict.fromkeys(prompt.task for prompt in prompts):
             judge = self.evaluators[task]
             rows = [k for k, p in enumerate(prompts) if p.task == task or (self.weights and judges(judge, p))]
             scores = judge.score([images[k] for k in rows], [prompts[k] for k in rows])
             self.meter.images += len(rows)
             values = [NAN if score.reward is None else score.reward for score in scores]
-            yield task, torch.tensor(rows, dtype=torch.long), torch.tensor(values)
+            yield _TaskScores(task, torch.tensor(rows, dtype=torch.long), torch.tensor(values))
 
 
 class Loss(Protocol):
     """What a stage trains with. Stateless: what lasts between updates lives in the trainer.
 
-    A loss that derives from this states only what differs from the defaults.
+    A class that derives from this states only what differs from the defaults.
 
     Attributes:
-        inner: optimizer steps an update; with one alone the next loss may be made while one is back-propagated.
-        separable: whether the losses are means over pictures of which none is compared with another prompt's, so that
-            the trainer may ask for those of some prompts after the others' (`Stage.at_once`).
+        needs_reward: whether it rolls out and scores pictures.
+        needs_teacher: whether it compares with teachers.
+        needs_old: whether it needs a lagging copy of the student.
+        inner: optimizer steps per update. With 1, the next loss may be computed during the backward pass of the
+            one before.
+        separable: whether the losses are means over pictures that compare no two prompts, so that the trainer may
+            compute them for some prompts at a time (`Stage.at_once`).
     """
 
     needs_reward: bool = False
@@ -227,5 +255,5 @@ class Loss(Protocol):
         ...
 
     def old_decay(self, update: int) -> float:
-        """Share of the old policy that is kept after `update`; unused without one."""
+        """Share of the old policy that is kept after `update`; unused without an old policy."""
         return 0.0

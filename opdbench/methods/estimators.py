@@ -1,7 +1,7 @@
 """Gradient estimators of the distillation objective: scalars whose gradient is the estimate.
 
-With delta = (mu_S - mu_T) / std, eps the noise of the step, D = |delta|^2 / 2 its KL and l = delta.eps + D
-the sampled log-ratio log p_S(x')/p_T(x'), sums over C, H, W, a step's gradient in the coordinate mu_S / std is
+Let delta = (mu_S - mu_T) / std, eps the noise of the step, D = |delta|^2 / 2 its KL and l = delta.eps + D the sampled
+log-ratio log p_S(x')/p_T(x'), all summed over C, H, W. A step's gradient in the coordinate mu_S / std is
 
     analytic   grad D                     delta                     the method (arXiv 2605.15055, eq. 10-15)
     ppo        grad(rho D)                delta + D eps             its policy gradient (eq. 16-23), rho = 1
@@ -13,14 +13,14 @@ the sampled log-ratio log p_S(x')/p_T(x'), sums over C, H, W, a step's gradient 
     k3         l - 1 + e^-l, x' fixed     (1 - e^-l) eps
     clipped    max(rho D, clip(rho) D)                              by an older student, see `LAG`
 
-and, with the noise of a step moving all later states, the gradient of the whole path's KL (eq. 15 keeps the
-first term of `hybrid` only) is estimated by
+The noise of a step moves all later states. The gradient of the whole path's KL, of which eq. 15 keeps only the
+first term of `hybrid`, is estimated by
 
     trajectory rho_j sg(sum_k l_k - b)          to-go   rho_j sg(sum_{k >= j} l_k - b_j)
     hybrid     D_j + rho_j sg(sum_{k > j} D_k - b_j)       grpo    trajectory over the group's deviation
 
-with leave-one-out baselines b. Training in the `opd` family averages squares and log-densities over C, H, W,
-as the official code does; there the second term of `ppo` is smaller by d than with sums.
+with leave-one-out baselines b. The losses of the `opd` family average squares and log-densities over C, H, W, as
+the official code does; there the second term of `ppo` is d times smaller than with sums.
 """
 
 from __future__ import annotations
@@ -36,33 +36,38 @@ from opdbench.diffusion.walk import Step
 from opdbench.errors import UserError
 
 LAG = 0.1
-"""`clipped`: the student that acted was this much further from the teacher, as a share of the distance now."""
+"""For `clipped`: how much further from the teacher the acting student was, as a share of today's distance."""
 CLIP = 1e-4
-"""`clipped`: range of the ratio of averaged densities, as in flow_grpo."""
+"""For `clipped`: clip range of the ratio of averaged densities, as in flow_grpo."""
 
 
 def analytic(step: Step, target: Tensor) -> Tensor:
-    """Mean over pictures and dimensions of |v_S - v_T|^2; the caller owns the weight w."""
+    """|v_S - v_T|^2 averaged over pictures and dimensions; the caller applies the weight w."""
     return (step.velocity - target).square().mean()
 
 
 def gaps(step: Step, target: Tensor) -> Tensor:
-    """|v_S - v_T|^2 averaged over C, H, W, one a picture `(B,)`."""
+    """|v_S - v_T|^2 of each picture, averaged over C, H, W, `(B,)`."""
     return (step.velocity - target).square().flatten(1).mean(1)
 
 
 def ratio(step: Step, dims: int = 1) -> Tensor:
     """The likelihood ratio p_S / sg p_S of the step taken, `(B,)`: 1, with the gradient of log p_S.
 
-    The log-density is averaged over C, H, W and taken `dims` times; with their number it is the density itself.
-    Raises `UserError` where the step has no noise, and so no density.
+    Args:
+        step: the student's step.
+        dims: factor of the log-density, which is averaged over C, H, W; with the number of dimensions the ratio is
+            that of the densities themselves.
+
+    Raises:
+        UserError: the step has no noise, and so no density.
     """
     log_prob = step.transition.log_prob_mean(step.next_x, step.mean)
     return (dims * (log_prob - log_prob.detach())).exp()
 
 
 def surrogate(step: Step, cost: Tensor) -> Tensor:
-    """Mean over pictures of rho times `cost` `(B,)`, detached or not, with averaged log-densities."""
+    """Mean over pictures of rho times `cost` `(B,)`, with averaged log-densities; `cost` may carry gradient."""
     return (ratio(step) * cost).mean()
 
 
@@ -105,7 +110,7 @@ class Visit:
         return ratio(self.step, self.dims)
 
     def leaf(self) -> Visit:
-        """The same visit with a velocity of its own, at which gradients stop."""
+        """A copy whose velocity is a leaf of the graph, where gradients stop."""
         velocity = self.step.velocity.detach().requires_grad_()
         mean = self.step.transition.mean(self.step.x, velocity)
         return replace(self, step=replace(self.step, velocity=velocity, mean=mean))
@@ -123,10 +128,10 @@ class Estimator:
     """An estimator of the gradient.
 
     Attributes:
-        losses: losses `(B,)` of a walk's visits, whose pictures come in groups of so many; their gradient at
-            the visits' velocities is the estimate.
-        whole: whether it estimates the whole path's gradient, so that its visits must be one walk.
-        law: its trace in closed form, for a step.
+        losses: from the visits of a walk and the group size, the loss of each picture `(B,)`; its gradient at the
+            velocities is the estimate.
+        whole: whether it estimates the gradient of the whole path, so that the visits must form a walk.
+        law: the trace of its covariance at one step in closed form, if known.
     """
 
     losses: Callable[[Sequence[Visit], int], Tensor]
@@ -135,9 +140,9 @@ class Estimator:
 
 
 def cotangents(estimator: Estimator, path: Sequence[Visit], group: int) -> list[Tensor]:
-    """Gradient of each picture's loss at the velocity of each step, `(B, C, H, W)` a step.
+    """Gradient of each picture's loss at the velocity of each step, `(B, C, H, W)` per step.
 
-    The gradient in the weights is what the velocities' Jacobian makes of it: `sum (v * cotangent)`.
+    The gradient in the weights is that of `sum (v * cotangent)`.
     """
     leaves = [visit.leaf() for visit in path]
     loss = estimator.losses(leaves, group).sum()
@@ -145,12 +150,12 @@ def cotangents(estimator: Estimator, path: Sequence[Visit], group: int) -> list[
 
 
 def pessimistic(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """PPO's pessimistic surrogate as a loss, one a picture."""
+    """PPO's pessimistic surrogate as a loss, one value per picture."""
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
 
 
 def _others(values: Tensor, group: int) -> Tensor:
-    """Mean over the other members of each one's group."""
+    """Mean of the other members of each picture's group."""
     if group < 2:
         raise UserError(f"a group has {group} picture; a leave-one-out baseline needs at least 2: set images")
     grouped = values.view(-1, group)
@@ -162,12 +167,12 @@ def _means(values: Tensor, group: int) -> Tensor:
 
 
 def _each(loss: Callable[[Visit, int], Tensor]) -> Callable[[Sequence[Visit], int], Tensor]:
-    """The sum over steps of a step's loss."""
+    """Sum of a loss over steps."""
     return lambda path, group: torch.stack([loss(visit, group) for visit in path]).sum(0)
 
 
 def _scored(path: Sequence[Visit], costs: Sequence[Tensor], group: int) -> Tensor:
-    """Sum over steps of rho_j times a constant cost less the mean of the others' cost."""
+    """Sum over steps of rho_j times the detached cost minus its leave-one-out baseline."""
     return torch.stack([v.rho * (c - _others(c, group)).detach() for v, c in zip(path, costs, strict=True)]).sum(0)
 
 
@@ -204,10 +209,10 @@ def _k3(visit: Visit, group: int) -> Tensor:
 
 
 def _clipped(visit: Visit, group: int) -> Tensor:
-    """`ppo-mean` on the action that the student took before it came nearer: mu_old = mu_S + LAG std delta."""
-    noise, ahead = visit.noise.detach(), LAG * visit.delta.detach()
+    """`ppo-mean` on the action of an older student, further from the teacher: mu_old = mu_S + LAG std delta."""
+    noise, lag = visit.noise.detach(), LAG * visit.delta.detach()
     step = visit.step
-    taken = step.mean.detach() + step.transition.std * (ahead + noise)
+    taken = step.mean.detach() + step.transition.std * (lag + noise)
     now = -0.5 * ((taken - step.mean) / step.transition.std).square().flatten(1).mean(1)
     before = -0.5 * noise.square().flatten(1).mean(1)
     return pessimistic((now - before).exp(), -visit.kl, CLIP)
@@ -245,4 +250,4 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "hybrid": Estimator(_hybrid, whole=True),
     "grpo": Estimator(_grpo, whole=True),
 }
-"""All estimators that a walk's visits are enough for; `pathwise`, the exact one of the path, is in `variance.py`."""
+"""All estimators that need only the visits of a walk; `pathwise`, exact for the path, is in `variance/gradients.py`."""

@@ -1,13 +1,15 @@
 """DiffusionOPD (arXiv 2605.15055): distil task teachers along the student's own trajectories.
 
-At each state x_j that the student visits, the loss is the KL of the student's step from the teacher's,
+At each state x_j that the student visits, the loss is the KL of the student's step from the teacher's step,
 
     L = sum_j w_j ||v_S(x_j) - v_T(x_j)||^2,   w_j = c_v(j)^2 / (2 std_j^2)   (eq. 10-15; ODE: eq. 12),
 
-averaged over the latent's dimensions and the steps. The rollout is the training forward: each step is
-back-propagated as it is walked, and the walk goes on from the detached next state. The official code
-rolls out first, replays teachers and student afterwards, and leaves the last step out; the gradient
-of the shared steps is the same (`tests/test_opd.py`).
+averaged over the latent's dimensions and the steps. The rollout is also the training forward: each step is
+back-propagated as it is walked, and the walk continues from the detached next state.
+
+Differences from the official code: it rolls out first and replays teachers and student afterwards, which gives the
+same gradient (`tests/methods/test_opd.py`), and it divides the KL of flow-sde by 2 sigma_t^2 without dt, which is
+`weighting = "official"` here.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ class OPD(Loss):
     """The distillation loss.
 
     Attributes:
-        weighting: `exact` KL, what the `official` code divides by, or `ode` (the paper's default).
-        scale: factor of the loss; matters to the gradient clip only.
+        weighting: `exact` KL, `official` as in the released code, or `ode`, the paper's default.
+        scale: factor of the loss; it matters only to the clipping of the gradient.
     """
 
     weighting: Weighting = "ode"
@@ -46,22 +48,29 @@ class OPD(Loss):
             raise UserError(f"weighting is {self.weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
-        """One loss a step, to be back-propagated before the next is asked for."""
+        """One loss per step, to be back-propagated before the next one is requested."""
         for step, target in visit(batch, actors):
             weight = kl_weight(actors.sampler, step.transition, self.weighting)
             yield self.scale * weight / len(actors.steps) * analytic(step, target)
 
 
 def visit(batch: Batch, actors: Actors, grad: bool = True, through: bool = False) -> Iterator[tuple[Step, Tensor]]:
-    """The student's own walk, and at each state the teachers' velocity; `grad` and `through` as in `walk`."""
+    """Walk the student and yield each step with the teachers' velocity `(B, C, H, W)` at its state.
+
+    Args:
+        batch: prompts and noise.
+        actors: student and teachers.
+        grad: as in `walk`.
+        through: as in `walk`.
+    """
     steps = walk(actors.student.at(batch.condition), batch.noise, actors.steps, grad, through)
-    for step in ahead(steps) if actors.threads else steps:  # the next state does not wait for the teachers
+    for step in ahead(steps) if actors.threads else steps:  # the student's next step overlaps with the teachers
         actors.count("student" if grad else "rollout", actors.student, len(batch), grad)
         yield step, teach(step.x, step.transition.t, batch, actors, through)
 
 
 def teach(x: Tensor, t: float, batch: Batch, actors: Actors, through: bool = False) -> Tensor:
-    """Each picture's velocity by the teacher of its task, with that teacher's own guidance.
+    """Velocity `(B, C, H, W)` of each picture by the teacher of its task, at that teacher's own guidance.
 
     With `through` it carries the gradient of the state `x`.
     """

@@ -1,10 +1,12 @@
-"""DiffusionOPD by any estimator of its gradient (`estimators.py`), at one cost for all.
+"""DiffusionOPD with any estimator of its gradient (`estimators.py`), all at the same cost.
 
-The student walks without gradient, the estimator's loss is differentiated at the velocities of the whole walk,
-and the student's Jacobian is applied step by step at the same states (a second forward, so that memory holds
-one step). `analytic` is `OPD("exact")` on the steps with noise, up to the order of sums (`tests/test_estimators.py`);
-that is cheaper by a forward, as it needs no second visit. What a loss shows in the log is the KL of the student's
-path from its teacher's, per step and dimension, for every estimator: the learning curves' common axis.
+The student walks without gradient. The estimator's loss is differentiated at the velocities of the whole walk. Then
+the student's Jacobian is applied step by step at the same states, which costs a second forward, so that memory holds
+the graph of one step. With `analytic` the gradient is that of `OPD("exact")` on the steps with noise, up to the
+order of sums (`tests/methods/test_estimators.py`); `OPD` saves the second forward.
+
+The value of the loss in the log is the KL of the student's path from its teacher's (nats per step and dimension) for
+every estimator, so that learning curves share an axis. No official code is known for the estimators besides `ppo`.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from opdbench.methods.opd import visit
 
 @dataclass(frozen=True)
 class OPDGradient(Loss):
-    """Distillation by a named estimator.
+    """Distillation with a named estimator.
 
     Attributes:
-        estimator: a name of `ESTIMATORS`; those with a baseline need `images` of 2 or more.
-        scale: factor of the loss; matters to the gradient clip only.
+        estimator: a name of `ESTIMATORS`; one with a leave-one-out baseline needs a stage's `images` to be 2 or more.
+        scale: factor of the loss; it matters only to the clipping of the gradient.
     """
 
     estimator: str = "analytic"
@@ -41,14 +43,14 @@ class OPDGradient(Loss):
             raise unknown("estimator", self.estimator, ESTIMATORS)
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
-        """One loss a step with noise, after the walk."""
+        """One loss per step with noise, after the walk."""
         count = len(with_density(actors.steps))
-        seen = visit(batch, actors, grad=False)
-        path = [Visit(step, target) for step, target in seen if step.transition.std > 0]
+        steps = visit(batch, actors, grad=False)
+        path = [Visit(step, target) for step, target in steps if step.transition.std > 0]
         pulls = cotangents(ESTIMATORS[self.estimator], path, batch.images)
-        for one, pull in zip(path, pulls, strict=True):
-            velocity = actors.student.velocity(one.step.x, one.step.transition.t, batch.condition)
+        for seen, pull in zip(path, pulls, strict=True):
+            velocity = actors.student.velocity(seen.step.x, seen.step.transition.t, batch.condition)
             actors.count("student", actors.student, len(batch), grad=True)
             estimate = (velocity * pull).sum() / len(batch)
-            shown = one.kl.mean() - estimate.detach()
-            yield self.scale / (count * one.dims) * (estimate + shown)
+            shown = seen.kl.mean() - estimate.detach()
+            yield self.scale / (count * seen.dims) * (estimate + shown)

@@ -1,16 +1,18 @@
-"""The policy-gradient form of DiffusionOPD that the paper compares with (arXiv 2605.15055, eq. 16-23).
+"""The policy-gradient form of DiffusionOPD that its paper compares with (arXiv 2605.15055, eq. 16-23).
 
-The advantage of a step is minus its KL, A_j = -D_j, and the loss is PPO's,
+The advantage of a step is minus its KL, A_j = -D_j, and the loss is that of PPO,
 
     L = sum_j rho_j D_j,   D_j = w_j ||v_S(x_j) - v_T(x_j)||^2,
 
-with gradient through both factors, so its mean is OPD's gradient and D_j grad log p_S is added noise, d times
-smaller for log-densities averaged over a latent's d dimensions, as here, than for sums (`opdbench variance`). The
-student walks, is compared and steps once, so rho = 1 and PPO's clip never acts; it is left out. The paper's
-code for this is not released: whether it takes several steps on one rollout is not known.
+with gradient through both factors. Its mean is OPD's gradient; the term D_j grad log p_S only adds noise. With
+log-densities averaged over the d dimensions of a latent, as here, that noise is d times smaller than with sums
+(measured by `opdbench variance`). The student takes one optimizer step per rollout, so rho = 1 and the clip of PPO
+would never act; it is left out.
 
-`detached` is the negative control: with the advantage a constant, as PPO has it, the expected gradient of a
-step is 0 and nothing can be learned.
+The paper's code for this loss is not released: whether it takes several steps per rollout is not known.
+
+`detached` is a negative control: with a constant advantage, as in plain PPO, the expected gradient of a step is 0
+and nothing can be learned.
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ from opdbench.methods.opd import OPD, visit
 
 @dataclass(frozen=True)
 class OPDPPO(OPD):
-    """The surrogate loss; steps without noise have no density and are left out.
+    """The surrogate loss on the steps with noise, which have a density.
 
     Attributes:
         weighting: as in `OPD`; the paper's advantage is the exact KL.
-        detached: hold the advantage constant, which cannot learn.
+        detached: hold the advantage constant, so that nothing is learned.
     """
 
     weighting: Weighting = "exact"
     detached: bool = False
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
-        """One loss a step with noise, to be back-propagated before the next is asked for."""
+        """One loss per step with noise, to be back-propagated before the next one is requested."""
         count = len(with_density(actors.steps))
         for step, target in visit(batch, actors):
             if step.transition.std == 0:

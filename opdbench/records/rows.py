@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,16 +22,25 @@ if TYPE_CHECKING:
 
 def write_samples(path: Path, samples: Iterable[Sample], extra: Mapping[str, Any] | None = None) -> None:
     """Rows as JSON lines, whole or not at all."""
-    lines = [json.dumps({**(extra or {}), **asdict(s)}, separators=(",", ":")) for s in samples]
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(path, _lines(path, samples, extra))
+
+
+def _lines(path: Path, samples: Iterable[Sample], extra: Mapping[str, Any] | None = None) -> str:
+    try:
+        rows = ({**(extra or {}), **asdict(sample)} for sample in samples)
+        return "\n".join(json.dumps(row, separators=(",", ":"), allow_nan=False) for row in rows) + "\n"
+    except ValueError as error:
+        raise UserError(f"cannot write {str(path)!r}: a row holds a number that is not finite ({error})") from error
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows written by `write_samples`, as they are: all lines in one parse, as comparisons read millions."""
     try:
         rows: list[dict[str, Any]] = json.loads(f"[{path.read_text(encoding='utf-8').strip().replace(chr(10), ',')}]")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise _unreadable(path, "a line is no table")
     return rows
 
 
@@ -38,6 +50,59 @@ def read_samples(path: Path) -> list[Sample]:
         return [Sample(**row) for row in read_rows(path)]
     except TypeError as error:
         raise _unreadable(path, error) from error
+
+
+def write_part(path: Path, samples: Sequence[Sample]) -> None:
+    """Some rows of an evaluation in progress; the last line has the hash of those before it."""
+    text = _lines(path, samples)
+    seal = hashlib.sha256(text.encode()).hexdigest()
+    write_text(path, text + json.dumps({"sha256": seal}) + "\n")
+
+
+def read_part(path: Path) -> list[Sample] | None:
+    """Rows of `write_part`; None if the file does not have the content that was written."""
+    try:
+        text, _, last = path.read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
+        if json.loads(last) != {"sha256": hashlib.sha256(f"{text}\n".encode()).hexdigest()}:
+            return None
+        return [Sample(**json.loads(line)) for line in text.splitlines()]
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Picked:
+    """One picture that an evaluation scores: prompt, index of the picture of that prompt, and task."""
+
+    prompt: str
+    index: int
+    task: str
+
+
+def misfit_rows(samples: Sequence[Sample], expected: Sequence[Picked]) -> str:
+    """Why rows are not one for each expected picture with finite or null numbers, in a few words; "" if they are."""
+    for row in samples:
+        if not (isinstance(row.prompt, str) and isinstance(row.task, str) and isinstance(row.metrics, Mapping)):
+            return f"has a row of prompt {row.prompt!r} that is none of an evaluation"
+        if type(row.index) is not int:
+            return f"has the index {row.index!r} for {row.prompt!r}"
+    wanted, counts = set(expected), Counter((row.prompt, row.index, row.task) for row in samples)
+    for (prompt, index, task), count in counts.items():
+        if count > 1:
+            return f"has picture {index} of {prompt!r} {count} times"
+        if Picked(prompt, index, task) not in wanted:
+            return f"has picture {index} of {prompt!r} on {task!r}, which was not asked for"
+    if len(counts) < len(wanted):
+        return f"has {len(counts)} rows; expected {len(wanted)}"
+    for row in samples:
+        for name, value in {"value": row.value, "reward": row.reward, **row.metrics}.items():
+            if value is not None and not _is_finite(value):
+                return f"has {name} {value!r} for picture {row.index} of {row.prompt!r}"
+    return ""
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -82,4 +147,4 @@ def read_shots(folder: Path) -> list[tuple[Shot, Path]]:
 
 
 def _unreadable(path: Path, why: object) -> UserError:
-    return UserError(f"cannot read rows {str(path)!r}: {why}; delete it and run again")
+    return UserError(f"cannot read rows {str(path)!r}: {why}; rename it and run its command again")

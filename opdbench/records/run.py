@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opdbench.core import Estimate, Meter
 from opdbench.errors import UserError
-from opdbench.files import read_json, write_json
-
-if TYPE_CHECKING:
-    pass
+from opdbench.files import checksums, misfit, read_sealed, write_sealed
 
 SCHEMA = 2
 
@@ -43,7 +40,7 @@ class StageResult:
     """A finished stage.
 
     Attributes:
-        reused: whether it was found instead of trained here.
+        reused: whether it was finished before this command instead of trained by it.
         curve: means over consecutive updates of loss and, in RL, reward, with several tasks also each task's as
             `reward/<task>`; `forwards` is what they had cost by then.
     """
@@ -91,7 +88,14 @@ class Probe:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The product of a run; its existence means that the run is complete."""
+    """The product of a run; its existence means that the run is complete.
+
+    Attributes:
+        digest: of the run's configuration and model.
+        group: the same for any seed.
+        files: length and SHA-256 of each file that lies beside the record; empty in records of the first edition.
+        plugins: name and version of each loss, evaluator and judge that does not come from opdbench.
+    """
 
     digest: str
     group: str
@@ -106,12 +110,18 @@ class RunRecord:
     command: str
     probes: tuple[Probe, ...] = ()
     schema: int = SCHEMA
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    plugins: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:
-        """Write `record.json`; the last thing that a run does."""
+        """Write `record.json`, the last file of a run, with the checksums of the files beside it."""
         path = folder / "record.json"
-        write_json(path, asdict(self))
+        write_sealed(path, asdict(self) | {"files": checksums(folder, _beside(folder))})
         return path
+
+    def damage(self, folder: Path) -> str:
+        """Why the files in `folder` are not those that the record was written with; "" if they are."""
+        return misfit(folder, self.files)
 
     @staticmethod
     def load(path: Path) -> RunRecord:
@@ -120,13 +130,13 @@ class RunRecord:
         if not file.exists():
             what = "not finished (no record.json)" if path.is_dir() else "absent"
             raise UserError(f"run {str(path)!r} is {what}; run its command again to finish it, or name another")
-        raw = read_json(file)
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-            if found == 1:
-                command = f"python -m opdbench.runs.migrate {file.parent.parent}"
-                raise UserError(f"record {str(file)!r} has schema 1; expected {SCHEMA}; run `{command}`")
-            raise UserError(f"record {str(file)!r} has schema {found!r}; expected {SCHEMA}")
+        raw = read_sealed(file)
+        schema = raw.get("schema")
+        if schema == 1:
+            command = f"python -m opdbench.runs.migrate {file.parent.parent}"
+            raise UserError(f"record {str(file)!r} has schema 1; expected {SCHEMA}; run `{command}`")
+        if schema != SCHEMA:
+            raise UserError(f"record {str(file)!r} has schema {schema!r}; expected {SCHEMA}")
         try:
             stages = tuple(
                 StageResult(**{**s, "tasks": tuple(s["tasks"]), "meter": Meter(**s["meter"])})
@@ -135,8 +145,19 @@ class RunRecord:
             policies = tuple(_policy(p) for p in raw.pop("policies"))
             probes = tuple(Probe(**{**p, "estimate": Estimate(**p["estimate"])}) for p in raw.pop("probes", ()))
             return RunRecord(tasks=tuple(raw.pop("tasks")), stages=stages, policies=policies, probes=probes, **raw)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"record {str(file)!r} is damaged ({error}); run its command again") from error
+
+
+def _beside(folder: Path) -> tuple[str, ...]:
+    """The files of a run that its record vouches for, as paths relative to its folder."""
+    patterns = ("samples/*.jsonl", "pictures/*.png", "pictures/rows.jsonl", "grid.png")
+    return tuple(
+        path.relative_to(folder).as_posix()
+        for pattern in patterns
+        for path in sorted(folder.glob(pattern))
+        if ".damaged-" not in path.name
+    )
 
 
 def _policy(raw: Mapping[str, Any]) -> PolicyResult:

@@ -1,7 +1,7 @@
 """What a recipe costs, before it is trained: its losses run on pictures of one pixel, and the meter counts.
 
 So there is no second formula beside the meter. Counts depend on a stage's settings alone, and repeat with a
-period of as many updates as it has tasks, since the tasks take turns (`trainer.shares`).
+period of as many updates as it has tasks, since the tasks take turns (`schedule.shares`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from opdbench.errors import UserError, unknown
 from opdbench.methods.base import Actors, Batch, Loss
 from opdbench.recipes.config import RELEASED, Recipe, Stage, load_recipe, loss_options
 from opdbench.registry import load, recipes
-from opdbench.runs.trainer import shares
+from opdbench.runs.schedule import shares
 
 SHAPE = (1, 1, 1)
 
@@ -66,9 +66,9 @@ def _count(stage: Stage, recipe: Recipe, loss: Loss, update: int) -> Meter:
     """The meter of one update."""
     meter, blank = Meter(), _Blank()
     rows = [
-        Prompt(f"{task}/{k}", "", task)
-        for task, _, count in shares(stage, update)
-        for k in range(count)
+        Prompt(f"{share.task}/{k}", "", share.task)
+        for share in shares(stage, update)
+        for k in range(share.count)
         for _ in range(stage.images)
     ]
     keys = [f"{update}/{k}" for k in range(len(rows))]

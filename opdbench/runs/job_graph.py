@@ -6,85 +6,80 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from opdbench.console.progress import Console, make_console
 from opdbench.console.tracking import Kind, tracked
-from opdbench.diffusion.adapters import Adapter
 from opdbench.diffusion.sources import TINY
 from opdbench.errors import UserError
 from opdbench.parallel.jobs import Job, run_jobs
 from opdbench.parallel.processes import join
-from opdbench.recipes.config import RELEASED, RunConfig
-from opdbench.records.digest import digest
+from opdbench.recipes.config import RELEASED, Stage
+from opdbench.records.digest import digest as digest_of
 from opdbench.records.run import Run, RunRecord
 from opdbench.registry import suite
 from opdbench.runs.budget import forwards
 from opdbench.runs.digests import BASE, experts, scored
 from opdbench.runs.memory import describe
+from opdbench.runs.released import GivenAdapter
 from opdbench.runs.runner import Runner
+from opdbench.runs.spec import RunSpec
 
-Spec = tuple[RunConfig, Path, bool, str]
-"""What makes a runner, but for its console."""
 Backend = Callable[[Sequence[Job], "int | None"], None]
-"""Does jobs, at most so many at once."""
+"""Does jobs, at most the given number at once."""
 
 
-def runners_of(specs: Sequence[Spec], track: Kind | None) -> list[Runner]:
-    """A runner a run, on one console; trackers for their curves if a kind is wanted."""
+def make_runners(specs: Sequence[RunSpec], track: Kind | None) -> list[Runner]:
+    """A runner per run, all on one console, with trackers for their curves if a kind is given."""
     leads, runners = join().leads, []
     console = make_console(leads)
     for spec in specs:
-        runner = Runner(*spec, console)
-        label = f"{runner.config.recipe.name} s{runner.config.seed}:"
-        runner.console = tracked(
-            Labelled(console, label) if len(specs) > 1 else console, track if leads else None, runner.folder
-        )
-        runners.append(runner)
+        own = Labelled(console, f"{spec.label}:") if len(specs) > 1 else console
+        runners.append(Runner(spec, tracked(own, track if leads else None, spec.folder)))
     return runners
 
 
 def run_all(
     runners: Sequence[Runner],
-    specs: Sequence[Spec],
     jobs: int | None,
-    given: Mapping[str, tuple[str, Adapter]],
+    given: Mapping[str, GivenAdapter],
     backend: Backend | None = None,
 ) -> list[Run]:
     """Do what several runs need, each stage and evaluation once, and read their records.
 
     Args:
-        runners: one a run.
-        specs: what made each of them, to make it again in a worker.
-        jobs: how many at once; None is what the backend has room for.
-        given: released adapters by task, with their places.
+        runners: one per run.
+        jobs: maximum number of jobs at once; None is what the backend has room for.
+        given: released adapters by task.
         backend: does the jobs; processes of this machine if None.
+
+    Raises:
+        UserError: a job failed, or several jobs at once were asked of a run of several processes.
     """
     team = join()
     if team.size > 1 and (jobs not in (None, 1) or backend):
         raise UserError(f"a run of {team.size} processes does one job at a time; leave out --jobs and --backend")
-    found: dict[str, Job] = {}
+    planned: dict[str, Job] = {}
     if team.leads:
         for runner in runners:
-            if runner.fresh:
+            if runner.spec.fresh:
                 runner.clear()
             runner.adopt(given)
     team.wait()
-    for runner, spec in zip(runners, specs, strict=True):
+    for runner in runners:
         if runner.finished() is not None:
             runner.console.note(f"run {runner.folder} is finished; --fresh trains it again")
             continue
-        for job in _jobs(runner, spec):
-            found.setdefault(job.key, job)
+        for job in _jobs(runner):
+            planned.setdefault(job.key, job)
     team.wait()
     if team.size > 1:  # in step: what fails ends the run
-        for job in found.values():
+        for job in planned.values():
             job.work(job.console)
     else:
-        (backend or here)(list(found.values()), jobs)
+        (backend or here)(list(planned.values()), jobs)
     runs = [Run(RunRecord.load(runner.folder), runner.folder) for runner in runners]
     for runner in runners:
         runner.console.note(f"record: {runner.folder / 'record.json'}\npictures: {runner.folder / 'grid.png'}")
@@ -98,46 +93,52 @@ def here(jobs: Sequence[Job], most: int | None) -> None:
     run_jobs(jobs, most or (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)))
 
 
-def _jobs(runner: Runner, spec: Spec) -> Iterator[Job]:
+def _jobs(runner: Runner) -> Iterator[Job]:
     """Stages that are not finished, the evaluation of each policy, and the record."""
-    recipe, root, about = runner.config.recipe, runner.store.root, f"{runner.config.recipe.name} s{runner.config.seed}"
-    keys = {name: f"{root}/stages/{one}" for name, one in runner.digests.items()}
-    keys[BASE] = f"{root}/base/{digest([runner.weights, recipe.base_sampler])}"
-    missing = [name for name, one in runner.digests.items() if not runner.store.finished_stage(one)]
+    spec, recipe, root = runner.spec, runner.config.recipe, runner.store.root
+    keys = {name: f"{root}/stages/{digest}" for name, digest in spec.stages.items()}
+    keys[BASE] = f"{root}/base/{digest_of([spec.weights, recipe.base_sampler])}"
+    missing = [name for name, digest in spec.stages.items() if not runner.store.finished_stage(digest)]
     for stage in recipe.stages:
         if stage.name not in missing:
-            one = runner.digests[stage.name]
-            what = "released" if stage.loss == RELEASED else "found finished"
-            counted = "unknown and not counted" if stage.loss == RELEASED else "counted"
-            runner.console.note(f"stage {stage.name}: {what} ({one}), its cost is {counted}")
+            _say_reused(runner, stage)
             continue
         needs = frozenset(keys[name] for name in (*stage.starts, *(name for _, name in stage.teachers)))
-        title = f"stage {stage.name} of {about}"
+        title = f"stage {stage.name} of {spec.label}"
         yield Job(keys[stage.name], title, needs, partial(_train, spec, stage.name), runner.console)
     scores = []
     for name, role in {BASE: BASE, **scored(runner.config)}.items():
         others = [keys[other] for other in experts(runner.config, name)]
         probes = [""] if runner.config.suite == "full" or role == "stage" else []
-        for task in (*(suite(runner.config.recipe.judges) if role != "stage" else ()), *probes):
-            scores.append(f"{keys[name]}/scores/{digest([runner.config.limit, runner.config.suite, others])}/{task}")
-            title = f"evaluation of {name} of {about}{' on ' if task else ''}{task}"
+        scope = digest_of([runner.config.limit, runner.config.suite, others])
+        for task in (*(suite(recipe.judges) if role != "stage" else ()), *probes):
+            scores.append(f"{keys[name]}/scores/{scope}/{task}")
+            title = f"evaluation of {name} of {spec.label}{' on ' if task else ''}{task}"
             work = partial(_score, spec, name, task)
             yield Job(scores[-1], title, frozenset([keys[name], *others]), work, runner.console)
-    trained = frozenset(runner.digests[name] for name in missing)
+    trained = frozenset(spec.stages[name] for name in missing)
     needs = frozenset([*scores, *(keys[name] for name in missing)])
-    yield Job(str(runner.folder), f"record of {about}", needs, partial(_record, spec, trained), runner.console)
+    yield Job(str(runner.folder), f"record of {spec.label}", needs, partial(_record, spec, trained), runner.console)
 
 
-def _train(spec: Spec, stage: str, console: Console) -> None:
-    Runner(*spec, console).finish([stage])
+def _say_reused(runner: Runner, stage: Stage) -> None:
+    digest = runner.spec.stages[stage.name]
+    if stage.loss == RELEASED:
+        runner.console.note(f"stage {stage.name}: released ({digest}); its cost is unknown and not counted")
+    else:
+        runner.console.note(f"stage {stage.name}: reused ({digest}); its cost is counted")
 
 
-def _score(spec: Spec, policy: str, task: str, console: Console) -> None:
-    Runner(*spec, console).score(policy, task)
+def _train(spec: RunSpec, stage: str, console: Console) -> None:
+    Runner(spec, console).finish([stage])
 
 
-def _record(spec: Spec, trained: frozenset[str], console: Console) -> None:
-    Runner(*spec, console).run(trained)
+def _score(spec: RunSpec, policy: str, task: str, console: Console) -> None:
+    Runner(spec, console).score(policy, task)
+
+
+def _record(spec: RunSpec, trained: frozenset[str], console: Console) -> None:
+    Runner(spec, console).run(trained)
 
 
 @dataclass(frozen=True)
@@ -157,16 +158,16 @@ class Labelled:
 
 
 def print_plan(runner: Runner) -> None:
-    """What a run would train, and what that costs."""
+    """Print the stages of a run with their cost in forwards, and which are finished."""
     recipe, whole = runner.config.recipe, 0
     for stage in recipe.stages:
-        one, cost = runner.digests[stage.name], forwards(stage, recipe).total()
-        state = "finished" if runner.store.finished_stage(one) else "to train"
+        digest, cost = runner.spec.stages[stage.name], forwards(stage, recipe).total()
+        state = "finished" if runner.store.finished_stage(digest) else "to train"
         state = RELEASED if stage.loss == RELEASED else state
-        about = f"{stage.name:20} {stage.loss:10} {','.join(stage.tasks):24} {stage.updates:5} updates"
-        print(f"{about} {cost:11,} forwards  {one}  {state}")
+        settings = f"{stage.name:20} {stage.loss:10} {','.join(stage.tasks):24} {stage.updates:5} updates"
+        print(f"{settings} {cost:11,} forwards  {digest}  {state}")
         whole += cost
-    print(f"{whole:,} forwards in all; record: {runner.folder / 'record.json'}")
+    print(f"{whole:,} forwards in total; record: {runner.folder / 'record.json'}")
     if recipe.stages and runner.config.model != TINY:
         for line in describe(runner.config.model, recipe, recipe.stages[-1], whole):
             print(line)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from opdbench.core import Sampler
-from opdbench.files import read_json, write_json
+from opdbench.files import read_sealed, write_sealed
 from opdbench.recipes.config import Recipe, RunConfig, Stage
 from opdbench.records.digest import FORMAT, canonical, digest
 from opdbench.records.run import SCHEMA
@@ -65,7 +65,7 @@ def read_config(raw: Mapping[str, Any]) -> RunConfig:
 
 
 def _migrate_record(path: Path) -> str:
-    raw = read_json(path)
+    raw = read_sealed(path)
     if raw.get("schema") != 1:
         return f"schema {raw.get('schema')}, left as it is"
     config, weights, before = read_config(raw["config"]), raw["model"]["hash"], raw["digest"]
@@ -76,7 +76,7 @@ def _migrate_record(path: Path) -> str:
         stage["loss"], stage["digest"] = stage.pop("method"), names[stage["name"]]
     raw["digest"], raw["group"] = run_digests(config, weights)
     raw["schema"] = SCHEMA
-    write_json(path, raw)
+    write_sealed(path, raw)
     folder = path.parent
     if folder.name.endswith(before[:8]):
         folder.rename(folder.with_name(folder.name.removesuffix(before[:8]) + raw["digest"][:8]))
@@ -88,7 +88,7 @@ def _stage_names(folder: Path) -> dict[str, str]:
 
     A stage names those that it builds on; which digests they have is found by trying until the old digest fits.
     """
-    stages = {path.parent.name: read_json(path) for path in folder.glob("stages/*/stage.json")}
+    stages = {path.parent.name: read_sealed(path) for path in folder.glob("stages/*/stage.json")}
     renamed = {digest(sampler): digest(sampler) for sampler in BASE_SAMPLERS}
     known: dict[str, list[str]] = {BASE: list(renamed)}
     found: dict[str, str] = {}
@@ -112,20 +112,20 @@ def _old_words(stage: Stage) -> dict[str, Any]:
 
 
 def _migrate_stage(path: Path, names: Mapping[str, str]) -> str:
-    raw, folder = read_json(path), path.parent
+    raw, folder = read_sealed(path), path.parent
     if "method" not in raw["stage"]:
         return "left as it is"
     if folder.name not in names:
         return "not understood, left as it is: what it builds on is not here"
     raw["stage"]["loss"], raw["digest"] = raw["stage"].pop("method"), names[folder.name]
-    write_json(path, raw)
+    write_sealed(path, raw)
     folder.rename(folder.with_name(names[folder.name]))
     return f"is now {names[folder.name]}"
 
 
 def migrate_references(path: Path, digests: Mapping[str, str]) -> None:
     """Rename the loss of each stage, and the digests that changed, in a file of reference values."""
-    raw = read_json(path)
+    raw = json.loads(path.read_text(encoding="utf-8"))
     for group in raw["groups"]:
         config: dict[str, Any] = group["config"]
         for key in [key for key in config if key.startswith("recipe.stages.") and key.endswith(".method")]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -13,22 +14,39 @@ from opdbench.core import Evaluator, Meter, Sampler
 from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Adapter
 from opdbench.diffusion.model import Model, Policy
-from opdbench.diffusion.sources import model_hash
 from opdbench.environment import environment
+from opdbench.errors import UserError
 from opdbench.evaluation.grid import save_pictures
 from opdbench.evaluation.suite import Actor, Suite
-from opdbench.files import read_json, write_json
+from opdbench.files import misfit, read_sealed, set_aside
 from opdbench.parallel.processes import join
-from opdbench.recipes.config import RELEASED, RunConfig, Stage
+from opdbench.recipes.config import RELEASED, Stage
 from opdbench.records.run import Probe, RunRecord, StageResult
 from opdbench.records.store import Store, read_curve, shipped
 from opdbench.registry import evaluator as make_evaluator
 from opdbench.registry import suite
-from opdbench.runs.digests import BASE, experts, needed, run_digests, run_folder, scored, stage_digests
+from opdbench.runs.checkpoints import CHECKPOINT
+from opdbench.runs.digests import BASE, experts, needed, scored
+from opdbench.runs.released import GivenAdapter
+from opdbench.runs.spec import RunSpec
 from opdbench.runs.trainer import Trainer
 
-Done = tuple[Stage, Adapter]
-"""A finished stage and what it made."""
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """A stage whose adapter is there.
+
+    Attributes:
+        stage: its settings.
+        adapter: what it made.
+        meter: what that cost.
+        reused: whether it was finished before.
+    """
+
+    stage: Stage
+    adapter: Adapter
+    meter: Meter
+    reused: bool
 
 
 @cache
@@ -45,53 +63,67 @@ def _loaded(source: str, resolution: int, judges: tuple[tuple[str, str], ...]) -
 class Runner:
     """One run."""
 
-    def __init__(self, config: RunConfig, out: Path, fresh: bool, command: str, console: Console) -> None:
+    def __init__(self, spec: RunSpec, console: Console) -> None:
         """Resolve what is there; nothing is trained yet."""
-        self.config, self.console, self.command, self.team = config, console, command, join()
-        self.weights = model_hash(config.model, config.recipe.resolution)
-        self.digests = stage_digests(config, self.weights)
-        self.folder = run_folder(out, config, self.weights)
-        self.store = Store(self.folder) if fresh else Store(out, (shipped(),))
-        self.fresh = fresh
+        self.spec, self.config, self.console, self.team = spec, spec.config, console, join()
+        self.folder = spec.folder
+        self.store = Store(spec.folder, note=self._note) if spec.fresh else Store(spec.out, (shipped(),), self._note)
+
+    def _note(self, text: str) -> None:
+        self.console.note(text)
 
     def clear(self) -> None:
-        """Forget a complete run, so that it can be made afresh; one that was stopped goes on."""
+        """Forget a complete run, so that it can be made afresh; one that was stopped is resumed."""
         if (self.folder / "record.json").exists():
             shutil.rmtree(self.folder)
 
-    def adopt(self, given: Mapping[str, tuple[str, Adapter]]) -> None:
-        """Keep released adapters, by task with their place, as the stages that they stand for."""
+    def adopt(self, given: Mapping[str, GivenAdapter]) -> None:
+        """Keep released adapters, by task, as the stages that they stand for."""
         for stage in self.config.recipe.stages:
-            if stage.loss == RELEASED and not self.store.finished_stage(self.digests[stage.name]):
-                place, adapter = given[stage.tasks[0]]
-                self._keep(stage, adapter, Meter(), place)
+            digest = self.spec.stages[stage.name]
+            if stage.loss == RELEASED and not self.store.finished_stage(digest):
+                released = given[stage.tasks[0]]
+                with self._lock("stage", digest, f"stage {stage.name}"):
+                    self._keep(stage, released.adapter, Meter(), released.origin)
 
     def finished(self) -> RunRecord | None:
-        """The record, if this very run is complete."""
+        """The record, if this very run is complete and its files are those that were written."""
+        return None if self.spec.fresh else self._recorded()
+
+    def _recorded(self) -> RunRecord | None:
         path = self.folder / "record.json"
-        return RunRecord.load(path) if path.exists() and not self.fresh else None
+        if not path.exists():
+            return None
+        try:
+            record = RunRecord.load(path)
+            damage = record.damage(self.folder)
+        except UserError as error:
+            record, damage = None, str(error)
+        if damage:
+            self.console.note(f"run {self.folder}: {damage}; its record is made again")
+        return None if damage else record
 
     def result(self) -> Path | None:
         """File of the last stage's adapter, which diffusers' `load_lora_weights` reads too; None without stages."""
-        *_, last = (None, *self.digests.values())
-        found = self.store.finished_stage(last) if last else None
-        return found and found / "adapter.safetensors"
+        *_, last = (None, *self.spec.stages.values())
+        folder = self.store.finished_stage(last) if last else None
+        return folder and folder / "adapter.safetensors"
 
     def _load(self) -> None:
         self.model, self.evaluators = _loaded(
             self.config.model, self.config.recipe.resolution, self.config.recipe.judges
         )
-        self.suite = Suite(self.model, self.evaluators, self.store, self.weights, self.config.limit, self.team)
+        self.suite = Suite(self.model, self.evaluators, self.store, self.spec.weights, self.config.limit, self.team)
 
-    def finish(self, wanted: Collection[str]) -> dict[str, Done]:
-        """Find or train some stages, and those that they build on; nothing is evaluated."""
+    def finish(self, wanted: Collection[str]) -> dict[str, FinishedStage]:
+        """Find or train the wanted stages, and those that they build on; nothing is evaluated."""
         self._load()
-        some = needed(self.config.recipe.stages, wanted)
-        done: dict[str, Done] = {}
+        names = needed(self.config.recipe.stages, wanted)
+        finished: dict[str, FinishedStage] = {}
         for stage in self.config.recipe.stages:
-            if stage.name in some:
-                done[stage.name] = (stage, self._stage(stage, done)[0])
-        return done
+            if stage.name in names:
+                finished[stage.name] = self._stage(stage, finished)
+        return finished
 
     def score(self, name: str, task: str) -> None:
         """Evaluate one policy on a task, or with "" on the probes of the full suite, and keep the rows.
@@ -100,7 +132,7 @@ class Runner:
         """
         self._load()
         wanted = [stage for stage in self.config.recipe.stages if stage.name in (name, *experts(self.config, name))]
-        actors = self._actors({stage.name: self._stage(stage, {})[0] for stage in wanted})
+        actors = self._actors({stage.name: self._stage(stage, {}) for stage in wanted})
         (actor,) = (actor for actor in actors if actor.name == name)
         if task:
             self.suite.own(actor, task, self.console)
@@ -111,28 +143,33 @@ class Runner:
         """Train what is missing, evaluate, and write the record.
 
         Args:
-            trained: digests of stages that are found finished, but that the same command has trained.
+            trained: digests of stages that are finished, but that the same command has trained.
         """
+        with self._lock("run", self.folder.name, f"run {self.folder.name}"):
+            # Another process that does the same run may have written it since this one was planned.
+            return self._recorded() or self._record(trained)
+
+    def _record(self, trained: Collection[str]) -> RunRecord:
         self._load()
-        results, found = self._stages(trained)
-        actors = self._actors(found)
+        finished = self.finish([stage.name for stage in self.config.recipe.stages])
+        actors = self._actors(finished)
         shown = [actor for actor in actors if actor.role != "stage"]
+        if self.team.leads:
+            self._set_aside_damage()
         policies = tuple(self.suite.table(actor, self.folder, self.console) for actor in shown)
-        probes = self._probes(actors, actors)
-        one, group = run_digests(self.config, self.weights)
         record = RunRecord(
-            digest=one,
-            group=group,
+            digest=self.spec.digest,
+            group=self.spec.group,
             method=self.config.recipe.name,
             tasks=self.config.tasks,
             seed=self.config.seed,
-            model={"source": self.config.model, "hash": self.weights},
+            model={"source": self.config.model, "hash": self.spec.weights},
             config=asdict(self.config),
-            stages=tuple(results),
+            stages=tuple(self._result(stage, trained) for stage in finished.values()),
             policies=policies,
             environment=environment(),
-            command=self.command,
-            probes=probes,
+            command=self.spec.command,
+            probes=self._probes(actors, actors),
         )
         if self.team.leads:
             save_pictures(self.folder, self.model, self._grid_rows(shown), self.evaluators, self.config.tasks)
@@ -140,67 +177,105 @@ class Runner:
         self.team.wait()
         return record
 
+    def _set_aside_damage(self) -> None:
+        """Rename a record that does not fit, and those files of its run that are not as they were written."""
+        path = self.folder / "record.json"
+        if not path.exists():
+            return
+        try:
+            files = RunRecord.load(path).files
+        except UserError:
+            files = {}
+        for name, about in files.items():
+            if (self.folder / name).exists() and misfit(self.folder, {name: about}):
+                set_aside(self.folder / name)
+        self.console.note(f"record {str(path)!r} is kept as {set_aside(path).name}")
+
+    def _result(self, finished: FinishedStage, trained: Collection[str]) -> StageResult:
+        stage, digest = finished.stage, self.spec.stages[finished.stage.name]
+        reused = finished.reused and digest not in trained
+        curve = read_curve(self.store.finished_stage(digest))
+        return StageResult(stage.name, stage.loss, digest, stage.tasks, reused, finished.meter, curve)
+
     def _grid_rows(self, actors: Sequence[Actor]) -> list[tuple[str, Policy, Sampler]]:
         return [(a.name, self.model.frozen(a.adapter, a.sampler.guidance), a.sampler) for a in actors]
 
-    def _actors(self, found: Mapping[str, Adapter]) -> list[Actor]:
-        """The base model, and the policies of the stages that are found, as far as the suite wants them."""
-        recipe, known = self.config.recipe, scored(self.config)
-        here = [stage for stage in recipe.stages if stage.name in known and stage.name in found]
+    def _actors(self, finished: Mapping[str, FinishedStage]) -> list[Actor]:
+        """The base model, and the policies of the finished stages, as far as the suite evaluates them."""
+        recipe, roles = self.config.recipe, scored(self.config)
+        here = [stage for stage in recipe.stages if stage.name in roles and stage.name in finished]
         return [Actor(BASE, BASE, (), recipe.base_sampler, None)] + [
-            Actor(stage.name, known[stage.name], stage.tasks, stage.eval_sampler, found[stage.name]) for stage in here
+            Actor(stage.name, roles[stage.name], stage.tasks, stage.eval_sampler, finished[stage.name].adapter)
+            for stage in here
         ]
 
-    def _probes(self, some: Sequence[Actor], actors: Sequence[Actor]) -> tuple[Probe, ...]:
+    def _probes(self, probed: Sequence[Actor], actors: Sequence[Actor]) -> tuple[Probe, ...]:
         full = self.config.suite == "full"
-        some = [actor for actor in some if full or actor.role == "stage"]
+        probed = [actor for actor in probed if full or actor.role == "stage"]
         teachers = [actor for actor in actors if full and actor.role == "teacher"]
-        return tuple(probe for actor in some for probe in self.suite.probes(actor, teachers, self.console))
+        return tuple(probe for actor in probed for probe in self.suite.probes(actor, teachers, self.console))
 
-    def _stages(self, trained: Collection[str]) -> tuple[list[StageResult], dict[str, Adapter]]:
-        results: list[StageResult] = []
-        done: dict[str, Done] = {}
-        for stage in self.config.recipe.stages:
-            adapter, meter, reused = self._stage(stage, done)
-            done[stage.name] = (stage, adapter)
-            one = self.digests[stage.name]
-            curve = read_curve(self.store.finished_stage(one))
-            about = (stage.name, stage.loss, one, stage.tasks, reused and one not in trained, meter)
-            results.append(StageResult(*about, curve))
-        return results, {name: adapter for name, (_, adapter) in done.items()}
+    def _stage(self, stage: Stage, finished: Mapping[str, FinishedStage]) -> FinishedStage:
+        """The stage as it is in the store, or trained now; another process that trains it is waited for."""
+        digest = self.spec.stages[stage.name]
+        reused = self._reuse(stage)
+        if reused is not None:
+            return reused
+        with self._lock("stage", digest, f"stage {stage.name}"):
+            return self._reuse(stage) or self._train(stage, finished)
 
-    def _stage(self, stage: Stage, done: Mapping[str, Done]) -> tuple[Adapter, Meter, bool]:
-        name = self.digests[stage.name]
-        found = self.store.finished_stage(name)
-        if found is not None:
-            about = read_json(found / "stage.json")
-            return Adapter.load(found / "adapter.safetensors"), Meter(**about["meter"]), True
-        folder = self.store.stage(name)
-        teachers = self.teachers(stage, done)
-        start = adapters.mean([done[name][1] for name in stage.starts]) if stage.starts else None
-        trainer = Trainer(stage, self.config.seed, self.model, self.evaluators, teachers, folder, start, self.team)
+    def _reuse(self, stage: Stage) -> FinishedStage | None:
+        folder = self.store.finished_stage(self.spec.stages[stage.name])
+        if folder is None:
+            return None
+        meter = Meter(**read_sealed(folder / "stage.json")["meter"])
+        return FinishedStage(stage, Adapter.load(folder / "adapter.safetensors"), meter, True)
+
+    def _train(self, stage: Stage, finished: Mapping[str, FinishedStage]) -> FinishedStage:
+        if self.team.leads:
+            self.store.stage(self.spec.stages[stage.name])
+        self.team.wait()
+        folder = self.store.stage(self.spec.stages[stage.name])
+        teachers = self.teachers(stage, finished)
+        start = adapters.mean([finished[name].adapter for name in stage.starts]) if stage.starts else None
+        trainer = Trainer(
+            stage, self.config.seed, self.model, self.evaluators, teachers, folder, start, self.team, self._note
+        )
         if trainer.state.update:
             self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")
         adapter = trainer.run(lambda line: self.console.progress(stage.name, line["update"], stage.updates, line))
         if self.team.leads:
             self._keep(stage, adapter, trainer.state.meter)
-            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
         self.team.wait()
-        return adapter, trainer.state.meter, False
+        return FinishedStage(stage, adapter, trainer.state.meter, False)
 
-    def _keep(self, stage: Stage, adapter: Adapter, meter: Meter, place: str = "") -> None:
-        """Write a finished stage, `stage.json` last; `place` is where a released adapter is from."""
-        name = self.digests[stage.name]
-        folder = self.store.stage(name)
+    @contextmanager
+    def _lock(self, kind: str, name: str, what: str) -> Iterator[None]:
+        """The lock of a stage or run; of a team of processes the first one holds it, and the others wait with it."""
+        if self.team.size == 1:
+            with self.store.lock(kind, name, what):
+                yield
+            return
+        with ExitStack() as stack:
+            if self.team.leads:
+                stack.enter_context(self.store.lock(kind, name, what))
+            self.team.wait()
+            yield
+
+    def _keep(self, stage: Stage, adapter: Adapter, meter: Meter, origin: str = "") -> None:
+        """Write a finished stage, `stage.json` last; `origin` is where a released adapter is from."""
+        digest = self.spec.stages[stage.name]
+        folder = self.store.stage(digest)
         adapter.save(folder / "adapter.safetensors")
-        about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.weights, "digest": name}
-        source = {"place": place} if place else {}
-        write_json(folder / "stage.json", {**about, **source, "meter": asdict(meter)})
+        about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.spec.weights, "digest": digest}
+        source = {"place": origin} if origin else {}
+        self.store.keep_stage(digest, {**about, **source, "meter": asdict(meter)})
 
-    def teachers(self, stage: Stage, done: Mapping[str, Done]) -> dict[str, Policy]:
+    def teachers(self, stage: Stage, finished: Mapping[str, FinishedStage]) -> dict[str, Policy]:
         """The stage's frozen teacher of each task, with its guidance."""
-        found: dict[str, Policy] = {}
+        policies: dict[str, Policy] = {}
         for task, source in stage.teachers:
-            adapter = None if source == BASE else done[source][1]
-            found[task] = self.model.frozen(adapter, self.config.recipe.guidance(stage, source))
-        return found
+            adapter = None if source == BASE else finished[source].adapter
+            policies[task] = self.model.frozen(adapter, self.config.recipe.guidance(stage, source))
+        return policies

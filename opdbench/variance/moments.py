@@ -1,12 +1,12 @@
-"""Means and covariances of several vectors at once, from a stream of draws: memory does not grow with the draws.
+"""Means and covariances of several vectors from a stream of draws, in memory that does not grow with the draws.
 
-Kept are, for each of a few blocks of draws, the sum of each vector and the sum of the Gram matrix between the
-vectors. Both the trace of a covariance and the inner product of two means are then exact and unbiased,
+For each of a few blocks of draws, the sum of each vector and the sum of the Gram matrix between the vectors are kept.
+From them, the trace of a covariance and the inner product of two means are exact and unbiased:
 
-    tr Cov_ab = (G_ab - S_a.S_b / n) / (n - 1),   <E a, E b> = (S_a.S_b - G_ab) / (n (n - 1)),   G_ab = sum_r a_r.b_r,
+    tr Cov_ab = (G_ab - S_a.S_b / n) / (n - 1),   <E a, E b> = (S_a.S_b - G_ab) / (n (n - 1)),   G_ab = sum_r a_r.b_r.
 
-the second as it pairs different draws only; a standard error is the jackknife's over blocks (Efron and
-Tibshirani 1993, chapter 11).
+The second pairs only different draws. Standard errors are those of the jackknife over blocks (Efron and Tibshirani
+1993, chapter 11).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ import torch
 from torch import Tensor
 
 BLOCKS = 16
-"""Blocks of draws that the jackknife leaves out in turn."""
+"""Number of blocks of draws; the jackknife leaves out each in turn."""
 SKETCH = 4096
-"""Dimensions in which longer vectors are kept."""
+"""Dimensions to which longer vectors are projected."""
 
 
 class Sketch:
-    """A random projection to `SKETCH` dimensions that keeps inner products in the mean (count sketch).
+    """A random projection to `SKETCH` dimensions that preserves inner products in the mean (count sketch).
 
-    Each coordinate is added, with a random sign, to a random one of the sketch's (Charikar et al. 2002). Over
-    projections, the relative standard deviation of a squared norm, and of a trace, is at most `error`.
-    Vectors that are short enough are left as they are.
+    Each coordinate is added, with a random sign, to a random coordinate of the sketch (Charikar et al. 2002). Over
+    projections, the relative standard deviation of a squared norm or of a trace is at most `error`. Vectors that are
+    short enough are not projected.
     """
 
     def __init__(self, dims: int, seed: int, size: int = SKETCH) -> None:
         """A projection of vectors of `dims` coordinates."""
         generator = torch.Generator().manual_seed(seed)
         self.exact, self.size = dims <= size, min(dims, size)
-        self._place = torch.randint(size, (dims,), generator=generator)
+        self._target = torch.randint(size, (dims,), generator=generator)
         self._sign = 2.0 * torch.randint(2, (dims,), generator=generator) - 1
         self.error = 0.0 if self.exact else math.sqrt(2 / size)
 
@@ -46,17 +46,33 @@ class Sketch:
         if self.exact:
             return vectors.double()
         out = torch.zeros(*vectors.shape[:-1], self.size, dtype=torch.float64)
-        return out.index_add_(-1, self._place, (vectors * self._sign).double())
+        return out.index_add_(-1, self._target, (vectors * self._sign).double())
 
 
-Moment = tuple[Tensor, Tensor]
-"""Traces of covariances and inner products of means between vectors, `(P, E, E)` each."""
+@dataclass(frozen=True)
+class Moment:
+    """Moments between E vectors for each of P parts.
+
+    Attributes:
+        covariance: traces of the covariances, `(P, E, E)`; without P for a single part.
+        inner: inner products of the means, of the same shape.
+    """
+
+    covariance: Tensor
+    inner: Tensor
+
+    def part(self, index: int | None) -> Moment:
+        """The moments of one part, or of the coordinates of all parts side by side if None; `(E, E)`."""
+        if index is None:
+            return Moment(self.covariance.sum(0), self.inner.sum(0))
+        return Moment(self.covariance[index], self.inner[index])
 
 
 class Moments:
     """Moments of `(P, E, K)` draws: P parts (steps, or a total), E vectors (estimators), K coordinates."""
 
     def __init__(self, parts: int, vectors: int, dims: int) -> None:
+        """Start without draws."""
         self.count = torch.zeros(BLOCKS, dtype=torch.float64)
         self._sums = torch.zeros(BLOCKS, parts, vectors, dims, dtype=torch.float64)
         self._grams = torch.zeros(BLOCKS, parts, vectors, vectors, dtype=torch.float64)
@@ -70,23 +86,23 @@ class Moments:
         self._grams[block] += draw @ draw.mT
 
     def jackknife(self) -> Jackknife:
-        """The moments of all draws, and without each block; needs draws in three blocks."""
+        """The moments of all draws, and of all but each block; needs draws in three blocks."""
         filled = torch.nonzero(self.count).flatten()
         if len(filled) < 3:
             raise ValueError(f"{int(self.count.sum())} draws; moments with errors need at least 3")
         sums, gram, n = self._sums.sum(0), self._grams.sum(0), float(self.count.sum())
-        rest = [(sums - self._sums[k], gram - self._grams[k], n - float(self.count[k])) for k in filled]
-        return Jackknife(_moment(sums, gram, n), [_moment(*one) for one in rest])
+        without = [_moment(sums - self._sums[k], gram - self._grams[k], n - float(self.count[k])) for k in filled]
+        return Jackknife(_moment(sums, gram, n), without)
 
 
 def _moment(sums: Tensor, gram: Tensor, n: float) -> Moment:
     products = sums @ sums.mT
-    return (gram - products / n) / (n - 1), (products - gram) / (n * (n - 1))
+    return Moment((gram - products / n) / (n - 1), (products - gram) / (n * (n - 1)))
 
 
 @dataclass(frozen=True)
 class Jackknife:
-    """Moments of all draws, and without each block of them in turn."""
+    """Moments of all draws, and of all draws but each block in turn."""
 
     whole: Moment
     without: Sequence[Moment]
@@ -99,11 +115,12 @@ class Jackknife:
 
 
 class Cosines:
-    """Histogram over draws of each vector's cosine with the first one."""
+    """Histogram over draws of each vector's cosine with the first vector."""
 
     EDGES = torch.linspace(-1, 1, 41, dtype=torch.float64)
 
     def __init__(self, vectors: int) -> None:
+        """Start without draws."""
         self.counts = torch.zeros(vectors, len(self.EDGES) - 1, dtype=torch.int64)
         self._sums = torch.zeros(2, vectors, dtype=torch.float64)
 
@@ -111,8 +128,8 @@ class Cosines:
         """Add one draw `(E, K)`."""
         draw = draw.double()
         cosine = torch.nn.functional.cosine_similarity(draw, draw[:1], dim=-1).clamp(-1, 1)
-        place = (torch.bucketize(cosine, self.EDGES, right=True) - 1).clamp(0, self.counts.shape[1] - 1)
-        self.counts[torch.arange(len(draw)), place] += 1
+        bins = (torch.bucketize(cosine, self.EDGES, right=True) - 1).clamp(0, self.counts.shape[1] - 1)
+        self.counts[torch.arange(len(draw)), bins] += 1
         self._sums += torch.stack([cosine, cosine.square()])
 
     def mean(self) -> tuple[Tensor, Tensor]:

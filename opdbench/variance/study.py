@@ -1,4 +1,4 @@
-"""A study of gradient estimators: find or train the policies, measure every setting, write the record."""
+"""A study of gradient estimators: find or train the policies, measure each setting, write the record."""
 
 from __future__ import annotations
 
@@ -13,76 +13,105 @@ if TYPE_CHECKING:
     from opdbench.console.progress import Console
     from opdbench.recipes.config import Stage
     from opdbench.records.variance import Row, Scene, Setting, VarianceRecord
-    from opdbench.runs.job_graph import Spec
-    from opdbench.runs.runner import Done, Runner
-    from opdbench.variance.measure import Subject
+    from opdbench.runs.runner import FinishedStage, Runner
+    from opdbench.runs.spec import RunSpec
+    from opdbench.variance.subject import StudySubject
 
 
-Point = tuple[str, str, int, float, int, str]
-"""Student, sampler, steps, noise level, side of the latent (0 is the model's own), task."""
+@dataclass(frozen=True)
+class GridPoint:
+    """A setting that is to be measured.
+
+    Attributes:
+        at: stage whose policy is the student.
+        sampler: how it walks.
+        steps: number of steps.
+        noise_level: of the sampler.
+        side: height and width of the latent; 0 is the model's own.
+        task: task whose teacher and prompts are used.
+    """
+
+    at: str
+    sampler: str
+    steps: int
+    noise_level: float
+    side: int
+    task: str
 
 
 @dataclass(frozen=True)
 class Study:
-    """A grid of settings, each measured by a job of its own whose record lies in `settings` until all are there.
+    """A grid of settings, each measured by a separate job; their records are kept in `settings` until all are done.
 
     Attributes:
-        spec: what makes the recipe's runner.
-        digest: of the study.
+        spec: the recipe's resolved run.
+        digest: digest of the study.
         stages: digests of the stages that it uses.
         grid: settings.
-        draws: groups of pictures.
-        pathwise: measure the gradient through the sampler too.
-        folder: of the study's record.
+        draws: groups of pictures per setting.
+        pathwise: also measure the gradient through the sampler.
+        folder: folder of the study's record.
     """
 
-    spec: Spec
+    spec: RunSpec
     digest: str
     stages: Mapping[str, str]
-    grid: Sequence[Point]
+    grid: Sequence[GridPoint]
     draws: int
     pathwise: bool
     folder: Path
 
-    def part(self, k: int) -> Path:
-        """Folder of a setting's record."""
+    def setting_folder(self, k: int) -> Path:
+        """Folder of the record of setting `k`."""
         return self.folder / "settings" / str(k)
 
     def measure(self, k: int, console: Console) -> None:
-        """Measure one setting; its stages are finished."""
+        """Measure setting `k`, whose stages are finished."""
         from opdbench.records.variance import FILE
         from opdbench.runs.runner import Runner
         from opdbench.variance.measure import measure
 
-        runner = Runner(*self.spec, console)
+        runner = Runner(self.spec, console)
         done = runner.finish(self.stages)
-        scene, rows = measure(place(runner, done, self.grid[k]), self.draws, self.pathwise)
-        self.record(runner, [scene], rows).save(self.part(k))
-        ready = sum((self.part(other) / FILE).exists() for other in range(len(self.grid)))
+        measured = measure(make_subject(runner, done, self.grid[k]), self.draws, self.pathwise)
+        self.record(runner, [measured.scene], measured.rows).save(self.setting_folder(k))
+        ready = sum((self.setting_folder(other) / FILE).exists() for other in range(len(self.grid)))
         console.progress("measure", ready, len(self.grid), {})
 
     def record(self, runner: Runner, scenes: Sequence[Scene], rows: Sequence[Row]) -> VarianceRecord:
-        """A record of some settings."""
+        """A record of the given settings."""
         from opdbench.environment import environment
         from opdbench.records.variance import VarianceRecord
 
         config = runner.config
-        source = {"source": config.model, "hash": runner.weights}
+        source = {"source": config.model, "hash": runner.spec.weights}
         return VarianceRecord(
-            self.digest, config.recipe.name, config.seed, source, self.stages,
-            tuple(scenes), tuple(rows), environment(), runner.command,
-        )  # fmt: skip
+            digest=self.digest,
+            method=config.recipe.name,
+            seed=config.seed,
+            model=source,
+            stages=self.stages,
+            scenes=tuple(scenes),
+            rows=tuple(rows),
+            environment=environment(),
+            command=runner.spec.command,
+        )
 
 
-def run_study(spec: Spec, grid: Sequence[Point], draws: int, pathwise: bool, jobs: int | None) -> tuple[Runner, Path]:
-    """Measure a grid of settings, write its record and figures; a finished one, and finished settings, are found.
+def run_study(
+    spec: RunSpec, grid: Sequence[GridPoint], draws: int, pathwise: bool, jobs: int | None
+) -> tuple[Runner, Path]:
+    """Measure a grid of settings and write its record; finished studies and settings are reused.
 
     Args:
-        spec: what makes the recipe's runner.
+        spec: the recipe's resolved run.
         grid: settings.
-        draws: groups of pictures.
-        pathwise: measure the gradient through the sampler too.
-        jobs: processes; None as for runs.
+        draws: groups of pictures per setting.
+        pathwise: also measure the gradient through the sampler.
+        jobs: number of processes; None for the default of runs.
+
+    Returns:
+        The runner, and the folder of the record.
     """
     from opdbench.console.progress import make_console
     from opdbench.parallel.jobs import Job
@@ -91,58 +120,64 @@ def run_study(spec: Spec, grid: Sequence[Point], draws: int, pathwise: bool, job
     from opdbench.runs.job_graph import here
     from opdbench.runs.runner import Runner
 
-    runner = Runner(*spec, make_console())
-    used = {name: runner.digests[name] for name in _needed(runner.config.recipe.stages[-1], grid)}
-    one = digest([SCHEMA, used, grid, draws, pathwise, runner.config.seed, runner.weights])
-    folder = spec[1] / f"variance-{runner.config.recipe.name}-s{runner.config.seed}-{one[:8]}"
+    runner = Runner(spec, make_console())
+    used = {name: runner.spec.stages[name] for name in _needed(runner.config.recipe.stages[-1], grid)}
+    name = digest([SCHEMA, used, grid, draws, pathwise, runner.config.seed, runner.spec.weights])
+    folder = spec.out / f"variance-{runner.config.recipe.name}-s{runner.config.seed}-{name[:8]}"
     if (folder / FILE).exists():
         runner.console.note(f"study {folder} is finished")
         return runner, folder
     if not all(runner.store.finished_stage(stage) for stage in used.values()):
         runner.finish(used)
-    study = Study(spec, one, used, grid, draws, pathwise, folder)
-    left = [k for k in range(len(grid)) if not (study.part(k) / FILE).exists()]
+    study = Study(spec, name, used, grid, draws, pathwise, folder)
+    left = [k for k in range(len(grid)) if not (study.setting_folder(k) / FILE).exists()]
     work = [Job(str(k), f"setting {k + 1}", frozenset(), partial(study.measure, k), runner.console) for k in left]
-    here(work, 1 if len(work) < 2 else jobs)  # a single one needs no process of its own
-    parts = [VarianceRecord.load(study.part(k)) for k in range(len(grid))]
-    rows = [row for part in parts for row in part.rows]
-    record = study.record(runner, [part.scenes[0] for part in parts], rows)
+    here(work, 1 if len(work) < 2 else jobs)  # a single job runs in this process
+    records = [VarianceRecord.load(study.setting_folder(k)) for k in range(len(grid))]
+    rows = [row for record in records for row in record.rows]
+    record = study.record(runner, [record.scenes[0] for record in records], rows)
     record.save(folder)
     shutil.rmtree(folder / "settings")
     return runner, folder
 
 
-def place(runner: Runner, done: Mapping[str, Done], point: Point) -> Subject:
-    """The student of a setting with its teacher."""
+def make_subject(runner: Runner, done: Mapping[str, FinishedStage], point: GridPoint) -> StudySubject:
+    """The student and the teacher of a setting."""
     from opdbench.core import Meter, Sampler
     from opdbench.diffusion.adapters import ATTENTION, Lora
     from opdbench.diffusion.flow import transitions, with_density
     from opdbench.methods.base import Actors
     from opdbench.records.variance import Setting
-    from opdbench.variance.measure import Subject
+    from opdbench.variance.subject import StudySubject
 
     last = runner.config.recipe.stages[-1]
-    at, name, steps, level, side, task = point
-    sampler = Sampler(name, steps, level, last.sampler.guidance)
+    sampler = Sampler(point.sampler, point.steps, point.noise_level, last.sampler.guidance)
     model = runner.model
-    start = done[at][1] if at in done else None
+    start = done[point.at].adapter if point.at in done else None
     lora = start.lora if start else Lora(last.rank, last.alpha, last.targets or ATTENTION)
-    channels, *own = model.latent_shape
-    shape = (channels, side or own[0], side or own[1])
-    walked = transitions(sampler, model.sigmas(steps))
+    channels, height, width = model.latent_shape
+    shape = (channels, point.side or height, point.side or width)
+    walked = transitions(sampler, model.sigmas(point.steps))
     with_density(walked)
     actors = Actors(
-        model=model, student=model.student(lora, sampler.guidance, runner.config.seed, start),
-        base=model.frozen(None, sampler.guidance), old=None, teachers=runner.teachers(last, done),
-        evaluators=runner.evaluators, sampler=sampler, steps=walked, meter=Meter(),
-    )  # fmt: skip
-    setting: Setting = Setting(task, at, name, steps, level, shape[1])
-    return Subject(setting, actors, runner.evaluators[task].prompts("train"), shape, runner.config.seed)
+        model=model,
+        student=model.student(lora, sampler.guidance, runner.config.seed, start),
+        base=model.frozen(None, sampler.guidance),
+        old=None,
+        teachers=runner.teachers(last, done),
+        evaluators=runner.evaluators,
+        sampler=sampler,
+        steps=walked,
+        meter=Meter(),
+    )
+    setting: Setting = Setting(point.task, point.at, point.sampler, point.steps, point.noise_level, shape[1])
+    pool = runner.evaluators[point.task].prompts("train")
+    return StudySubject(setting, actors, pool, shape, runner.config.seed)
 
 
-def _needed(last: Stage, grid: Sequence[Point]) -> list[str]:
-    """Stages that the study uses, in a fixed order; `base` is none."""
+def _needed(last: Stage, grid: Sequence[GridPoint]) -> list[str]:
+    """Names of the stages that the study uses, sorted; `base` is not a stage."""
     from opdbench.runs.digests import BASE
 
-    found = {point[0] for point in grid} | {name for _, name in last.teachers}
-    return sorted(found - {BASE})
+    names = {point.at for point in grid} | {name for _, name in last.teachers}
+    return sorted(names - {BASE})

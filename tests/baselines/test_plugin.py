@@ -23,8 +23,8 @@ version = "0.1"
 py-modules = ["velocity"]
 
 """
-SMALL = [word for stage in ("start", "teacher", "student") for key in ("updates", "prompts", "sampler.steps")
-         for word in ("--set", f"{stage}.{key}=2")]  # fmt: skip
+KEYS = ("updates", "prompts", "sampler.steps")
+SMALL = [f"--set={stage}.{key}=2" for stage in ("start", "teacher", "student") for key in KEYS]
 
 
 def test_the_readmes_loss_is_installed_and_run(tmp_path, monkeypatch):
@@ -44,8 +44,8 @@ def test_the_readmes_loss_is_installed_and_run(tmp_path, monkeypatch):
     plan = opdbench("run", "--config", "velocity.toml", "--dry-run")
     assert plan.returncode == 0, plan.stderr
     assert re.search("student +velocity", plan.stdout)
-    done = opdbench("run", "--config", "velocity.toml", "--tasks", "ocr", "--limit", "1", "--jobs", "1", *SMALL,
-                    "--set", "teacher.images=2", "--format", "json")  # fmt: skip
+    words = ["--config", "velocity.toml", "--tasks", "ocr", "--limit", "1", "--jobs", "1", "--format", "json"]
+    done = opdbench("run", *words, *SMALL, "--set", "teacher.images=2")
     assert done.returncode == 0, done.stderr
     assert {row["method"] for row in json.loads(done.stdout)["rows"]} == {"velocity"}
     (log,) = [

@@ -12,7 +12,7 @@ FOLDERS = ("opdbench", "baselines", "evaluators", "leaderboards")
 FLOORS = (
     {"errors"},
     {"core", "files", "environment", "stats"},
-    {"console"},
+    {"locks", "console"},
     {"registry"},
     {"recipes", "records", "prompt_sets"},
     {"parallel"},

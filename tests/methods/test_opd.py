@@ -44,10 +44,16 @@ def setting(model):
         }
         student = model.student(LORA, sampler.guidance, 0, start)
         actors = Actors(
-            model=model, student=student, base=model.frozen(None, 1.0), old=None, teachers=teachers,
-            evaluators={}, sampler=sampler, meter=Meter(),
+            model=model,
+            student=student,
+            base=model.frozen(None, 1.0),
+            old=None,
+            teachers=teachers,
+            evaluators={},
+            sampler=sampler,
+            meter=Meter(),
             steps=transitions(sampler, model.sigmas(sampler.steps)),
-        )  # fmt: skip
+        )
         prompts = [geneval_prompts("train")[3], ocr_prompts("train")[5], geneval_prompts("train")[77]]
         keys = [p.id for p in prompts]
 

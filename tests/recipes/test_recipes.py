@@ -18,7 +18,8 @@ from opdbench.recipes.config import Recipe, RunConfig, Stage, load_recipe
 from opdbench.registry import evaluator, recipe, recipes
 from opdbench.runs.budget import forwards, level, plan, total
 from opdbench.runs.digests import roles, stage_digests
-from opdbench.runs.trainer import Trainer, shares
+from opdbench.runs.schedule import shares
+from opdbench.runs.trainer import Trainer
 
 TASKS = ("ocr", "geneval", "preference")
 ORDERS = [order for n in (1, 2, 3) for order in itertools.permutations(TASKS, n)]
@@ -120,9 +121,9 @@ def test_tasks_take_turns(prompts, tasks):
     stage, had = Stage("s", "opd", tuple(tasks), prompts=prompts), dict.fromkeys(tasks, 0)
     for update in range(12):
         now = shares(stage, update)
-        assert sum(count for _, _, count in now) == prompts
-        assert {task: first for task, first, _ in now} == had
-        had = {task: first + count for task, first, count in now}
+        assert sum(share.count for share in now) == prompts
+        assert {share.task: share.first for share in now} == had
+        had = {share.task: share.first + share.count for share in now}
         assert max(had.values()) - min(had.values()) <= 1
 
 
@@ -181,7 +182,7 @@ def test_rewards_are_added_where_they_are_defined(world):
     assert actors.rewards == {"reward": 12.75, "reward/left": 0.5, "reward/right": 25.0}
     both, actors = rollout(world, {"left": 2.0, "right": 0.5}, judges)
     assert both.rewards.tolist() == [0.0, 2.0, 4.0 + 10.0, 6.0 + 15.0]
-    assert both.parts["right"].isnan().tolist() == [True, True, False, False]
+    assert both.by_task["right"].isnan().tolist() == [True, True, False, False]
     assert actors.meter.images == 6
     assert actors.rewards == {"reward": (2 + 14 + 21) / 4, "reward/left": 1.5, "reward/right": 25.0}
     lost, actors = rollout(world, {"left": 2.0, "right": 0.5}, judges | {"left": _Pays(1.0, lost=(3,))})

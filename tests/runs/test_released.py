@@ -9,7 +9,7 @@ import torch
 from command import opdbench
 from safetensors.torch import save_file
 
-from opdbench.diffusion import adapters
+from opdbench.diffusion import adapter_files, adapters
 from opdbench.diffusion.adapters import ATTENTION, Adapter, Lora
 from opdbench.errors import UserError
 from opdbench.records.run import RunRecord
@@ -35,18 +35,18 @@ def peft_folder(adapter, tmp_path):
 def write(folder, adapter, scale=1.0):
     """PEFT's layout."""
     folder.mkdir(parents=True)
-    tensors = {released.PEFT_PREFIX + k: scale * t for k, t in adapter.tensors.items()}
-    save_file(tensors, folder / released.WEIGHTS)
+    tensors = {adapter_files.PEFT_PREFIX + k: scale * t for k, t in adapter.tensors.items()}
+    save_file(tensors, folder / adapter_files.WEIGHTS)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": list(ATTENTION), "use_dora": False, "rank_pattern": {}}
-    (folder / released.CONFIG).write_text(json.dumps(settings))
+    (folder / adapter_files.CONFIG).write_text(json.dumps(settings))
     return folder
 
 
 def rewrite(folder, change):
     """The adapter in `folder` with its tensors changed."""
-    tensors, _ = adapters.read_file(folder / released.WEIGHTS)
+    tensors, _ = adapters.read_file(folder / adapter_files.WEIGHTS)
     change(tensors)
-    save_file(tensors, folder / released.WEIGHTS)
+    save_file(tensors, folder / adapter_files.WEIGHTS)
 
 
 def test_peft_itself_writes_what_is_read(model, adapter, tmp_path):
@@ -54,7 +54,7 @@ def test_peft_itself_writes_what_is_read(model, adapter, tmp_path):
 
     network = get_peft_model(model.frozen(None, 1.0).network.__class__.from_config(model.base.config), LORA.config())
     assert isinstance(network, PeftModel)
-    adapters.set_peft_model_state_dict(network, {released.PEFT_PREFIX + k: t for k, t in adapter.tensors.items()})
+    adapters.set_peft_model_state_dict(network, {adapter_files.PEFT_PREFIX + k: t for k, t in adapter.tensors.items()})
     network.save_pretrained(tmp_path)
     found = released.fetch(str(tmp_path))
     assert found.lora == LORA
@@ -69,7 +69,7 @@ def test_peft_layout(model, adapter, peft_folder):
 
 
 def test_diffusers_layout_with_and_without_settings(model, adapter, tmp_path):
-    adapter.save(tmp_path / released.DIFFUSERS_WEIGHTS)
+    adapter.save(tmp_path / adapter_files.DIFFUSERS_WEIGHTS)
     found = released.fetch(str(tmp_path))
     released.check(found, model.base, "x")
     assert found.lora.alpha == 8
@@ -93,7 +93,7 @@ def test_a_missing_tensor_is_an_error_not_a_zero(model, peft_folder, gone):
 
 
 def test_what_does_not_fit_is_refused(model, peft_folder, tmp_path):
-    name = f"{released.PEFT_PREFIX}transformer_blocks.0.attn.to_q.lora_A.weight"
+    name = f"{adapter_files.PEFT_PREFIX}transformer_blocks.0.attn.to_q.lora_A.weight"
     rewrite(peft_folder, lambda t: t.update({name: torch.zeros(4, 3)}))
     with pytest.raises(UserError, match=r"to_q.lora_A.weight is \(4, 3\); expected \(4, 128\)"):
         released.check(released.fetch(str(peft_folder)), model.base, "x")
@@ -103,10 +103,10 @@ def test_what_does_not_fit_is_refused(model, peft_folder, tmp_path):
     rewrite(peft_folder, lambda t: t.update({"norm.weight": torch.zeros(3)}))
     with pytest.raises(UserError, match="LoRA matrices alone"):
         released.fetch(str(peft_folder))
-    (peft_folder / released.CONFIG).write_text('{"use_dora": true}')
+    (peft_folder / adapter_files.CONFIG).write_text('{"use_dora": true}')
     with pytest.raises(UserError, match="use_dora"):
         released.fetch(str(peft_folder))
-    (peft_folder / released.CONFIG).unlink()
+    (peft_folder / adapter_files.CONFIG).unlink()
     with pytest.raises(UserError, match="needs it"):
         released.fetch(str(peft_folder))
     with pytest.raises(UserError, match=r"expected adapter_model\.safetensors"):
@@ -156,7 +156,9 @@ def test_a_run_takes_a_release_in_place_of_its_teachers(adapter, tmp_path):
 
 def test_stages_that_only_a_replaced_teacher_needs_are_left_out(adapter):
     def stages(name, *tasks):
-        found = released.replace_teachers(plan(recipe(name), ("ocr", "geneval")), dict.fromkeys(tasks, ("x", adapter)))
+        found = released.replace_teachers(
+            plan(recipe(name), ("ocr", "geneval")), dict.fromkeys(tasks, released.GivenAdapter("x", adapter))
+        )
         return [(stage.name, stage.loss) for stage in found.stages]
 
     teachers = [("teacher-ocr", "released"), ("teacher-geneval", "released")]

@@ -6,11 +6,14 @@ import dataclasses
 import gc
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from opdbench.core import Prompt, Sampler, Score
 from opdbench.diffusion import adapters
@@ -19,11 +22,13 @@ from opdbench.diffusion.model import Model
 from opdbench.errors import UserError
 from opdbench.recipes.config import Stage
 from opdbench.registry import load
-from opdbench.runs.trainer import CHECKPOINT_EVERY, Trainer
+from opdbench.runs.checkpoints import CHECKPOINT, CHECKPOINT_EVERY, LOG
+from opdbench.runs.trainer import Trainer
 
 UPDATES = int(os.environ.get("OPDBENCH_UPDATES", "120"))
 """Of the long run."""
 LORA = Lora(4, 8, ("to_q",))
+NAN = float("nan")
 
 
 class _Brightness:
@@ -83,7 +88,7 @@ PARTED = STAGES | {
 
 @pytest.fixture
 def trainer(small, tmp_path):
-    def make(one, folder="stage", teacher=7, start=5):
+    def make(one, folder="stage", teacher=7, start=5, note=lambda text: None):
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
         teachers = (
@@ -91,7 +96,7 @@ def trainer(small, tmp_path):
             if load("losses", one.loss).needs_teacher
             else {}
         )
-        return Trainer(one, 3, small, {"grey": _Brightness()}, teachers, place, drawn(small, start))
+        return Trainer(one, 3, small, {"grey": _Brightness()}, teachers, place, drawn(small, start), note=note)
 
     return make
 
@@ -135,21 +140,80 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(trainer, name):
     assert bool(whole.state.old) == (name == "nft")
 
 
-@pytest.mark.parametrize(("change", "which"), [({"teacher": 8}, "teacher/grey"), ({"start": 6}, "start")])
-def test_a_checkpoint_that_was_built_on_others_is_refused(trainer, change, which):
+def flip(path, offset):
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "weights": lambda folder: flip(folder / CHECKPOINT, -5000),
+    "header": lambda folder: flip(folder / CHECKPOINT, 60),
+    "cut": lambda folder: os.truncate(folder / CHECKPOINT, 3000),
+    "empty": lambda folder: os.truncate(folder / CHECKPOINT, 0),
+    "log changed": lambda folder: flip(folder / LOG, 30),
+    "log gone": lambda folder: (folder / LOG).unlink(),
+    "log cut": lambda folder: os.truncate(folder / LOG, 100),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_kept_apart_and_the_stage_trained_again(trainer, damage):
+    expected = trainer(STAGES["opd"], "whole").run(lambda line: None)
     with pytest.raises(KeyboardInterrupt):
         trainer(STAGES["opd"]).run(killed_at(7))
-    with pytest.raises(UserError, match=f"was built on .*{which}.*; here are .*delete it") as error:
-        trainer(STAGES["opd"], **change)
-    assert "\n" not in str(error.value)
+    folder = trainer(STAGES["opd"]).folder
+    DAMAGES[damage](folder)
+    damaged = (folder / CHECKPOINT).read_bytes()
+    said = []
+    again = trainer(STAGES["opd"], note=said.append)
+    assert again.state.update == 0
+    assert len(said) == 1
+    assert f"checkpoint {str(folder / CHECKPOINT)!r}" in said[0]
+    assert (folder / f"{CHECKPOINT}.damaged-1").read_bytes() == damaged
+    assert again.run(lambda line: None).digest() == expected.digest()
+    assert [line["update"] for line in lines_of(again)] == list(range(1, 9))
 
 
-def test_a_checkpoint_without_its_log_is_refused(trainer):
+@pytest.mark.parametrize(("change", "which"), [({"teacher": 8}, "teacher/grey"), ({"start": 6}, "start")])
+def test_a_checkpoint_that_was_built_on_others_is_not_used(trainer, change, which):
+    with pytest.raises(KeyboardInterrupt):
+        trainer(STAGES["opd"]).run(killed_at(7))
+    said = []
+    again = trainer(STAGES["opd"], note=said.append, **change)
+    assert re.search(f"was built on .*{which}.*; here are .*; kept as checkpoint.safetensors.damaged-1", said[0])
+    assert (len(said), "\n" in said[0], again.state.update) == (1, False, 0)
+
+
+def test_a_checkpoint_without_its_log_is_not_used(trainer):
     with pytest.raises(KeyboardInterrupt):
         trainer(STAGES["opd"]).run(killed_at(7))
     (trainer(STAGES["opd"]).folder / "log.jsonl").unlink()
-    with pytest.raises(UserError, match="has 0 lines; expected the 5 of the checkpoint"):
-        trainer(STAGES["opd"])
+    said = []
+    assert trainer(STAGES["opd"], note=said.append).state.update == 0
+    assert "has a log of 0 lines; expected the 5 of the checkpoint" in said[0]
+
+
+def test_a_checkpoint_without_checksums_is_read(trainer):
+    """As the first edition wrote it."""
+    with pytest.raises(KeyboardInterrupt):
+        trainer(STAGES["opd"]).run(killed_at(7))
+    path = trainer(STAGES["opd"]).folder / CHECKPOINT
+    with safe_open(path, framework="pt") as file:
+        state = json.loads(file.metadata()["state"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del state["log"]
+    save_file(tensors, path, metadata={"state": json.dumps(state)})
+    assert trainer(STAGES["opd"]).state.update == 5
+
+
+def test_a_loss_that_is_not_finite_ends_the_stage_and_keeps_nothing_of_it(trainer, monkeypatch):
+    made = trainer(STAGES["opd"])
+    monkeypatch.setattr(made, "_losses", lambda batch: iter([sum(0 * p.sum() for p in made.parameters.values()) + NAN]))
+    with pytest.raises(UserError, match="loss is nan at update 1; expected a finite number; lower its lr"):
+        made.run(lambda line: None)
+    assert not (made.folder / CHECKPOINT).exists()
 
 
 def test_encoded_prompts_are_kept_up_to_a_size(model, monkeypatch):

@@ -8,6 +8,8 @@ from opdbench.errors import UserError
 from opdbench.recipes.config import RunConfig, load_recipe
 from opdbench.registry import recipe as find_recipe
 from opdbench.runs import runner
+from opdbench.runs.digests import stage_digests
+from opdbench.runs.spec import plan_runs
 
 
 def test_a_stage_cannot_start_from_the_base_and_starts_are_in_its_digest(tmp_path):
@@ -16,7 +18,7 @@ def test_a_stage_cannot_start_from_the_base_and_starts_are_in_its_digest(tmp_pat
     def digests(init):
         stages = [f"[[stage]]\nname = '{name}'\nloss = 'nft'\n" for name in "abc"]
         path.write_text("".join(stages) + f"init = '{init}'")
-        return runner.stage_digests(RunConfig(load_recipe(path, ("ocr",)), ("ocr",), "tiny", 0), "weights")
+        return stage_digests(RunConfig(load_recipe(path, ("ocr",)), ("ocr",), "tiny", 0), "weights")
 
     assert len({digests(init)["c"] for init in ("", "a", "b", "a+b")}) == 4
     for init in ("base", "a+base", "a+d"):
@@ -46,6 +48,7 @@ def test_teachers_guide_as_the_stage_says_or_in_their_own_way(scale, guidance, t
 
     monkeypatch.setattr(runner, "Trainer", trainer)
     recipe = load_recipe(find_recipe("opd"), ["ocr"], [f"start.teacher_guidance={scale}"])
+    (spec,) = plan_runs([RunConfig(recipe, ("ocr",), "tiny", 0)], tmp_path, True, "")
     with pytest.raises(_StopError):
-        runner.Runner(RunConfig(recipe, ("ocr",), "tiny", 0), tmp_path, True, "", _Quiet()).run()
+        runner.Runner(spec, _Quiet()).run()
     assert seen == dict.fromkeys(("geneval", "ocr", "preference"), guidance)

@@ -29,7 +29,9 @@ from opdbench.records.variance import Setting, VarianceRecord, flat
 from opdbench.registry import recipe
 from opdbench.tiny.prompts import ocr_prompts
 from opdbench.variance import measure as variance
+from opdbench.variance.gradients import project
 from opdbench.variance.moments import Sketch
+from opdbench.variance.subject import StudySubject
 
 LORA = Lora(2, 4, ("to_q", "to_v"))
 SDE = Sampler("flow-sde", 2, 0.7)
@@ -46,12 +48,18 @@ def subject(model):
         return Adapter({n: size * torch.randn(s, generator=generator) for n, s in shapes.items()}, LORA)
 
     actors = Actors(
-        model=model, student=model.student(LORA, 1.0, 0, adapter(0, 0.05)), base=model.frozen(None, 1.0), old=None,
-        teachers={"ocr": model.frozen(adapter(1, 0.05), 1.0)}, evaluators={}, sampler=SDE,
-        steps=transitions(SDE, model.sigmas(SDE.steps)), meter=Meter(),
-    )  # fmt: skip
-    place = Setting("ocr", "start", SDE.name, SDE.steps, SDE.noise_level, 8)
-    return variance.Subject(place, actors, ocr_prompts("train")[:40], model.latent_shape, 0)
+        model=model,
+        student=model.student(LORA, 1.0, 0, adapter(0, 0.05)),
+        base=model.frozen(None, 1.0),
+        old=None,
+        teachers={"ocr": model.frozen(adapter(1, 0.05), 1.0)},
+        evaluators={},
+        sampler=SDE,
+        steps=transitions(SDE, model.sigmas(SDE.steps)),
+        meter=Meter(),
+    )
+    setting = Setting("ocr", "start", SDE.name, SDE.steps, SDE.noise_level, 8)
+    return StudySubject(setting, actors, ocr_prompts("train")[:40], model.latent_shape, 0)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +69,8 @@ def measured(subject):
 
 @pytest.fixture(scope="module")
 def record(measured):
-    scene, rows = measured
-    return VarianceRecord("d", "opd", 0, {"source": "tiny", "hash": "h"}, {}, (scene,), tuple(rows), {}, "opdbench")
+    model, rows = {"source": "tiny", "hash": "h"}, tuple(measured.rows)
+    return VarianceRecord("d", "opd", 0, model, {}, (measured.scene,), rows, {}, "opdbench")
 
 
 def pick(rows, **wanted):
@@ -72,24 +80,23 @@ def pick(rows, **wanted):
 def test_projected_gradients_are_those_of_the_losses(subject):
     """Through a span of few directions or one by one, the gradients are the same; as are their projections."""
     batch = subject.batch("test", 0, 1, 2)
-    path = subject.look(batch)
-    pulls = [cotangents(one, path, 2) for one in ESTIMATORS.values()]
+    path = subject.walk(batch)
+    pulls = [cotangents(each, path, 2) for each in ESTIMATORS.values()]
     parameters = list(adapters.trainable(subject.actors.student.network).values())
     sketch = Sketch(sum(p.numel() for p in parameters), 0)
-    found = variance.project(subject.actors, batch, path, pulls, sketch)
+    projected = project(subject.actors, batch, path, pulls, sketch)
     for k, seen in enumerate(path):
         velocity = subject.actors.student.velocity(seen.step.x, seen.step.transition.t, batch.condition)
         for e, pull in enumerate(pulls):
             exact = torch.autograd.grad((velocity * pull[k]).sum() / 2, parameters, retain_graph=True)
             expected = sketch(torch.cat([g.flatten() for g in exact]))
-            assert (found[k, e] - expected).norm() < 1e-4 * expected.norm(), (k, list(ESTIMATORS)[e])
+            assert (projected[k, e] - expected).norm() < 1e-4 * expected.norm(), (k, list(ESTIMATORS)[e])
 
 
 def test_frozen_states_have_the_closed_forms_and_no_bias(measured):
     """On the real model, within 4 s.e., of every step and in total; the control has none of the signal."""
-    _, rows = measured
     for step in (None, 0, 1):
-        found = pick(rows, states="frozen", space="mean", step=step)
+        found = pick(measured.rows, states="frozen", space="mean", step=step)
         for name, row in found.items():
             if row.law is None or name in ("k3", "analytic"):
                 continue
@@ -101,7 +108,7 @@ def test_frozen_states_have_the_closed_forms_and_no_bias(measured):
 
 
 def test_redrawn_walks_are_compared_with_the_gradient_through_the_sampler(measured):
-    scene, rows = measured
+    scene, rows = measured.scene, measured.rows
     found = pick(rows, states="redrawn", space="lora", step=None)
     assert set(found) == {*ESTIMATORS, "pathwise"}
     assert {row.reference for name, row in found.items() if name in ("hybrid", "grpo", "pathwise")} == {"pathwise"}
@@ -115,9 +122,9 @@ def test_redrawn_walks_are_compared_with_the_gradient_through_the_sampler(measur
 
 
 def test_the_same_seed_gives_the_same_rows_and_without_the_sampler_the_hybrid_is_the_truth(subject):
-    (scene, rows), (_, again) = (variance.measure(subject, 3, pathwise=False) for _ in range(2))
-    assert rows == again
-    found = pick(rows, states="redrawn", space="lora", step=None)
+    first, again = (variance.measure(subject, 3, pathwise=False) for _ in range(2))
+    assert first.rows == again.rows
+    scene, found = first.scene, pick(first.rows, states="redrawn", space="lora", step=None)
     assert "pathwise" not in found
     assert (scene.dropped_by, found["to-go"].reference) == ("hybrid", "hybrid")
 
@@ -226,10 +233,10 @@ def test_bad_input_is_one_line(words, message, tmp_path):
 
 
 def test_the_command_leaves_record_figures_and_one_row_a_setting(tmp_path):
-    short = [f"{stage}.{key}" for stage in ("start", "teacher")
-             for key in ("updates=1", "prompts=3", "sampler.steps=2")]  # fmt: skip
-    words = ["variance", "--tasks", "ocr", "--noise-levels", "0.3,0.7", "--steps", "2", "--redraws", "12",
-             "--out", str(tmp_path), "--format", "json", "--set", "teacher.images=2"]  # fmt: skip
+    keys = ("updates=1", "prompts=3", "sampler.steps=2")
+    short = [f"{stage}.{key}" for stage in ("start", "teacher") for key in keys]
+    words = ["variance", "--tasks", "ocr", "--noise-levels", "0.3,0.7", "--steps", "2", "--redraws", "12"]
+    words += ["--out", str(tmp_path), "--format", "json", "--set", "teacher.images=2"]
     words += [word for setting in short for word in ("--set", setting)]
     done = CliRunner().invoke(cli.app, words)
     assert done.exception is None, done.output

@@ -1,0 +1,60 @@
+"""A run as it was resolved: what a worker needs to do any of its jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from opdbench.diffusion.sources import model_hash
+from opdbench.recipes.config import RunConfig
+from opdbench.runs.digests import run_digests, run_folder, stage_digests
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run, resolved once; workers get it pickled.
+
+    Attributes:
+        config: what its numbers depend on.
+        out: folder of the runs.
+        fresh: whether every stage is trained again.
+        command: the shell-quoted command line.
+        weights: hash of the model.
+        stages: digest of each stage by name.
+        digest: of the run.
+        group: of the run with any seed.
+        folder: where its record goes.
+    """
+
+    config: RunConfig
+    out: Path
+    fresh: bool
+    command: str
+    weights: str
+    stages: Mapping[str, str]
+    digest: str
+    group: str
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """Method and seed, for messages."""
+        return f"{self.config.recipe.name} s{self.config.seed}"
+
+
+def plan_runs(configs: Iterable[RunConfig], out: Path, fresh: bool, command: str) -> list[RunSpec]:
+    """Resolve runs; the files of a model are hashed once for all of them.
+
+    Raises:
+        UserError: the model is unknown, or a stage needs one that is not before it.
+    """
+    hash_once = lru_cache(None)(model_hash)
+    specs = []
+    for config in configs:
+        weights = hash_once(config.model, config.recipe.resolution)
+        own, group = run_digests(config, weights)
+        folder, stages = run_folder(out, config, weights), stage_digests(config, weights)
+        specs.append(RunSpec(config, out, fresh, command, weights, stages, own, group, folder))
+    return specs
