@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opdbench.diffusion.flow import kl_weight, with_density
+from opdbench.diffusion.flow import kl_weight, trained, with_density
 from opdbench.diffusion.model import Policy
 from opdbench.errors import unknown
 from opdbench.methods.base import Actors, Batch, Loss
@@ -40,6 +40,7 @@ class FlowOPD(Loss):
         anchor_weight: weight of the KL to the anchor; 0 switches it off.
         anchor: `base`, or the task whose teacher is the anchor; the stage's `teachers` may name a further teacher.
         detached: hold the reward constant.
+        last_step: whether the step to t = 0 is trained; the official code leaves it out.
     """
 
     scale: float = 1.0
@@ -47,14 +48,16 @@ class FlowOPD(Loss):
     anchor_weight: float = 0.04
     anchor: str = BASE
     detached: bool = False
+    last_step: bool = True
 
     needs_teacher = True
     separable = True
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """One loss per step with noise, to be back-propagated before the next one is requested."""
-        count, anchor = len(with_density(actors.steps)), self._anchor(actors)
-        for step, target in visit(batch, actors):
+        steps = trained(actors.steps, self.last_step)
+        count, anchor = len(with_density(steps)), self._anchor(actors)
+        for step, target in visit(batch, actors, steps=steps):
             if step.transition.std == 0:
                 continue
             weight = kl_weight(actors.sampler, step.transition, "official")

@@ -29,12 +29,14 @@ class GRPO(Loss):
         clip: range of the ratio, c.
         kl: weight of the KL to the base model; 0 switches it off.
         global_std: divide advantages by the std over the batch, not over each prompt.
+        raw_std: take the global std of the raw rewards, as the official code does (`policy_gradient.py`).
         inner: optimizer steps per rollout.
     """
 
     clip: float = 1e-4
     kl: float = 0.04
     global_std: bool = True
+    raw_std: bool = False
     inner: int = 2
 
     needs_reward = True
@@ -43,7 +45,7 @@ class GRPO(Loss):
         """One loss per step and share of the pictures."""
         rollout = actors.rollout(batch)
         steps = trained_steps(rollout.path)
-        advantage = task_advantages(rollout.rewards, batch, actors.gather, self.global_std)
+        advantage = task_advantages(rollout.rewards, batch, actors.gather, self.global_std, self.raw_std)
         for now in replay(steps, advantage, self.inner, batch, actors):
             loss = self.surrogate(now)
             if self.kl:

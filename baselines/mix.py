@@ -37,6 +37,7 @@ class MixGRPO(Loss):
         random: draw the window in the first half of the steps instead of sliding it.
         clip: range of the ratio.
         global_std: divide advantages by the std over the batch, not over each prompt.
+        raw_std: take the global std of the raw rewards, as the official code does (`policy_gradient.py`).
         inner: optimizer steps per rollout.
     """
 
@@ -45,6 +46,7 @@ class MixGRPO(Loss):
     random: bool = False
     clip: float = 1e-4
     global_std: bool = True
+    raw_std: bool = False
     inner: int = 2
 
     needs_reward = True
@@ -64,6 +66,6 @@ class MixGRPO(Loss):
         mixed = [step if step.index in window else euler(step) for step in actors.steps]
         rollout = actors.rollout(batch, mixed)
         steps = trained_steps(rollout.path)
-        advantage = task_advantages(rollout.rewards, batch, actors.gather, self.global_std)
+        advantage = task_advantages(rollout.rewards, batch, actors.gather, self.global_std, self.raw_std)
         for now in replay(steps, advantage, self.inner, batch, actors):
             yield now.weight * clipped(now.log_ratio().exp(), now.advantage, self.clip) / len(steps)

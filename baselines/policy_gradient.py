@@ -8,7 +8,9 @@ C, H, W as in flow_grpo, hence the tiny clip ranges,
 
 Differences from the official code: guidance has gradient in both branches, pictures with advantage 0 stay in the
 mean, and each task has its own std, since the tasks' rewards have different scales. Pictures that could not be scored
-have advantage 0.
+have advantage 0. The official `global_std` is that of the raw rewards, whose spread between prompts is part of it
+(`raw_std` here: population std plus 1e-4); without `raw_std` it is the sample std of the rewards after each prompt's
+mean is subtracted, at least 1e-4, which gives larger advantages.
 """
 
 from __future__ import annotations
@@ -40,20 +42,32 @@ def advantages(rewards: Tensor, images: int, global_std: bool = True) -> Tensor:
         global_std: take the standard deviation of the centred rewards over the batch, not per prompt.
     """
     centred = _centre(rewards, images)
-    return _scale(centred, centred if global_std else None)
+    return (centred / (_global_spread(centred) if global_std else _prompt_spread(centred))).flatten()
 
 
-def task_advantages(rewards: Tensor, batch: Batch, gather: Gather = alone, global_std: bool = True) -> Tensor:
+def task_advantages(
+    rewards: Tensor, batch: Batch, gather: Gather = alone, global_std: bool = True, raw_std: bool = False
+) -> Tensor:
     """`advantages` of each task separately, since the tasks' rewards have different scales.
 
-    The processes of a run share the global standard deviation of a task.
+    Args:
+        rewards: one value per picture, `(B,)`; NaN where unscored.
+        batch: the pictures.
+        gather: the processes of a run share the global standard deviation of a task.
+        global_std: as in `advantages`.
+        raw_std: take the global standard deviation of the raw rewards, as the official code does.
     """
     rows, scaled = batch.rows_by_task(), torch.empty_like(rewards)
     centred = {task: _centre(rewards[picked], batch.images) for task, picked in rows.items()}
-    everyone = gather(centred) if global_std else []
+    raw = {task: rewards[picked] for task, picked in rows.items()}
+    everyone = gather(raw if raw_std else centred) if global_std else []
     for task, picked in rows.items():
-        whole = torch.cat([share[task] for share in everyone if task in share]) if global_std else None
-        scaled[picked] = _scale(centred[task], whole)
+        if global_std:
+            whole = torch.cat([share[task] for share in everyone if task in share])
+            spread = _official_spread(whole) if raw_std else _global_spread(whole)
+        else:
+            spread = _prompt_spread(centred[task])
+        scaled[picked] = (centred[task] / spread).flatten()
     return scaled
 
 
@@ -65,14 +79,20 @@ def _centre(rewards: Tensor, images: int) -> Tensor:
     return groups - groups.nanmean(1, keepdim=True)
 
 
-def _scale(centred: Tensor, whole: Tensor | None) -> Tensor:
-    """`centred` divided by the standard deviation of `whole`, or of each prompt if None, `(B,)`."""
-    if whole is not None:
-        spread = whole[~whole.isnan()].std()
-    else:
-        freedom = (~centred.isnan()).sum(1, keepdim=True) - 1
-        spread = (centred.square().nansum(1, keepdim=True) / freedom).sqrt()
-    return (centred / spread.clamp(min=1e-4)).flatten()
+def _global_spread(centred: Tensor) -> Tensor:
+    """Standard deviation of all centred rewards, at least 1e-4, a scalar."""
+    return centred[~centred.isnan()].std().clamp(min=1e-4)
+
+
+def _prompt_spread(centred: Tensor) -> Tensor:
+    """Standard deviation of each prompt's rewards `(prompts, images)`, at least 1e-4, `(prompts, 1)`."""
+    freedom = (~centred.isnan()).sum(1, keepdim=True) - 1
+    return (centred.square().nansum(1, keepdim=True) / freedom).sqrt().clamp(min=1e-4)
+
+
+def _official_spread(rewards: Tensor) -> Tensor:
+    """`np.std(rewards) + 1e-4`, as flow_grpo's stat tracker has it, a scalar."""
+    return rewards[~rewards.isnan()].std(correction=0) + 1e-4
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,9 @@ class Flow:
     def at(self, condition):
         return lambda x, t: self.velocity(x, t, condition)
 
+    def parameters(self):
+        return [self.weights]
+
 
 class _Latents:
     """Pictures are the latents themselves, and the reward is their first channel's mean."""

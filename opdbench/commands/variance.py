@@ -31,6 +31,7 @@ def variance(
     redraws: Annotated[int, typer.Option(min=12, help="pictures per estimator, in groups of 4")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="seed of the policies and of all draws")] = 0,
     pathwise: Annotated[bool, typer.Option(help="add the gradient through the sampler; needs more memory")] = True,
+    last_step: Annotated[bool, typer.Option(help="include the step to t = 0, as no official loss does")] = False,
     set_: SetOption = None,
     config: Annotated[Path | None, typer.Option(help="recipe file, used instead of --method")] = None,
     out: OutOption = Path("runs"),
@@ -57,7 +58,7 @@ def variance(
         _numbers("side", side, int) if side else [0],
         wanted,
     )
-    grid = [GridPoint(*setting) for setting in settings]
+    grid = [GridPoint(*setting, last_step=last_step) for setting in settings]
     _check_samplers(grid)
     check_writable(out)
     from opdbench.commands.terminal import print_blocks, print_json
@@ -99,6 +100,8 @@ def _check_samplers(grid: Sequence[GridPoint]) -> None:
     for point in grid:
         name, level = point.sampler, point.noise_level
         Sampler(name, point.steps, level)
+        if point.steps == 1 and not point.last_step:
+            raise UserError("steps is 1, and that step goes to t = 0; add --last-step, or raise --steps")
         if name in DETERMINISTIC or level == 0:
             raise UserError(f"sampler {name!r} with noise level {level} has no density; use flow-sde with 0.7")
         if point.side < 0:

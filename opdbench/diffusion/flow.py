@@ -109,6 +109,18 @@ def euler(step: Transition) -> Transition:
     return replace(step, c_x=1.0, c_v=step.t_next - step.t, std=0.0, c_last=0.0)
 
 
+def trained(steps: Sequence[Transition], last_step: bool) -> list[Transition]:
+    """The transitions that a loss trains: all, or all but the one to t = 0; `UserError` if none is left.
+
+    The step t = .0089 -> 0 of SD3's schedule hardly moves the state, but its small std gives it most of the exact KL's
+    weight and of a density's gradient variance. The official code leaves it out (`timestep_fraction = 0.99`).
+    """
+    kept = [step for step in steps if last_step or step.t_next > 0]
+    if not kept:
+        raise UserError("the sampler has 1 step, and last_step = false leaves none to train; raise steps")
+    return kept
+
+
 def with_density(steps: Sequence[Transition]) -> list[Transition]:
     """The steps that have noise; `UserError` if none has."""
     noisy = [step for step in steps if step.std > 0]

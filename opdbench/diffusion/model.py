@@ -57,6 +57,10 @@ class Policy:
         """Denoiser forwards that one velocity of one picture costs."""
         return 1 if self.guidance == 1 else 2
 
+    def parameters(self) -> list[Tensor]:
+        """The trainable weights, which are those of the student's adapter."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
     def velocity(self, x: Tensor, t: float | Tensor, condition: Condition) -> Tensor:
         """Guided velocity, fp32 `(B, C, H, W)`.
 

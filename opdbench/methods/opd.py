@@ -8,19 +8,20 @@ averaged over the latent's dimensions and the steps. The rollout is also the tra
 back-propagated as it is walked, and the walk continues from the detached next state.
 
 Differences from the official code: it rolls out first and replays teachers and student afterwards, which gives the
-same gradient (`tests/methods/test_opd.py`), and it divides the KL of flow-sde by 2 sigma_t^2 without dt, which is
-`weighting = "official"` here.
+same gradient (`tests/methods/test_opd.py`); it divides the KL of flow-sde by 2 sigma_t^2 without dt, which is
+`weighting = "official"` here; and it leaves out the step to t = 0, which is `last_step = false`. The shipped recipes
+with noise leave it out, and those without noise, where its weight is negligible, train it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from opdbench.diffusion.flow import WEIGHTINGS, Weighting, kl_weight
+from opdbench.diffusion.flow import WEIGHTINGS, Transition, Weighting, kl_weight, trained
 from opdbench.diffusion.walk import Step, walk
 from opdbench.errors import UserError
 from opdbench.methods.base import Actors, Batch, Loss
@@ -35,10 +36,12 @@ class OPD(Loss):
     Attributes:
         weighting: `exact` KL, `official` as in the released code, or `ode`, the paper's default.
         scale: factor of the loss; it matters only to the clipping of the gradient.
+        last_step: whether the step to t = 0 is trained.
     """
 
     weighting: Weighting = "ode"
     scale: float = 1.0
+    last_step: bool = True
 
     needs_teacher = True
     separable = True
@@ -49,12 +52,19 @@ class OPD(Loss):
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """One loss per step, to be back-propagated before the next one is requested."""
-        for step, target in visit(batch, actors):
+        steps = trained(actors.steps, self.last_step)
+        for step, target in visit(batch, actors, steps=steps):
             weight = kl_weight(actors.sampler, step.transition, self.weighting)
-            yield self.scale * weight / len(actors.steps) * analytic(step, target)
+            yield self.scale * weight / len(steps) * analytic(step, target)
 
 
-def visit(batch: Batch, actors: Actors, grad: bool = True, through: bool = False) -> Iterator[tuple[Step, Tensor]]:
+def visit(
+    batch: Batch,
+    actors: Actors,
+    grad: bool = True,
+    through: bool = False,
+    steps: Sequence[Transition] | None = None,
+) -> Iterator[tuple[Step, Tensor]]:
     """Walk the student and yield each step with the teachers' velocity `(B, C, H, W)` at its state.
 
     Args:
@@ -62,9 +72,11 @@ def visit(batch: Batch, actors: Actors, grad: bool = True, through: bool = False
         actors: student and teachers.
         grad: as in `walk`.
         through: as in `walk`.
+        steps: the transitions to walk; those of the stage if None.
     """
-    steps = walk(actors.student.at(batch.condition), batch.noise, actors.steps, grad, through)
-    for step in ahead(steps) if actors.threads else steps:  # the student's next step overlaps with the teachers
+    walked = actors.steps if steps is None else steps
+    walking = walk(actors.student.at(batch.condition), batch.noise, walked, grad, through)
+    for step in ahead(walking) if actors.threads else walking:  # the student's next step overlaps with the teachers
         actors.count("student" if grad else "rollout", actors.student, len(batch), grad)
         yield step, teach(step.x, step.transition.t, batch, actors, through)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from opdbench.diffusion.flow import with_density
+from opdbench.diffusion.flow import trained, with_density
 from opdbench.errors import unknown
 from opdbench.methods.base import Actors, Batch, Loss
 from opdbench.methods.estimators import ESTIMATORS, Visit, cotangents
@@ -30,10 +30,12 @@ class OPDGradient(Loss):
     Attributes:
         estimator: a name of `ESTIMATORS`; one with a leave-one-out baseline needs a stage's `images` to be 2 or more.
         scale: factor of the loss; it matters only to the clipping of the gradient.
+        last_step: whether the step to t = 0 is trained; otherwise the path ends before it.
     """
 
     estimator: str = "analytic"
     scale: float = 1.0
+    last_step: bool = True
 
     needs_teacher = True
     separable = True
@@ -44,9 +46,10 @@ class OPDGradient(Loss):
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """One loss per step with noise, after the walk."""
-        count = len(with_density(actors.steps))
-        steps = visit(batch, actors, grad=False)
-        path = [Visit(step, target) for step, target in steps if step.transition.std > 0]
+        steps = trained(actors.steps, self.last_step)
+        count = len(with_density(steps))
+        walked = visit(batch, actors, grad=False, steps=steps)
+        path = [Visit(step, target) for step, target in walked if step.transition.std > 0]
         pulls = cotangents(ESTIMATORS[self.estimator], path, batch.images)
         for seen, pull in zip(path, pulls, strict=True):
             velocity = actors.student.velocity(seen.step.x, seen.step.transition.t, batch.condition)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from opdbench.diffusion.flow import Weighting, kl_weight, with_density
+from opdbench.diffusion.flow import Weighting, kl_weight, trained, with_density
 from opdbench.methods.base import Actors, Batch
 from opdbench.methods.estimators import gaps, surrogate
 from opdbench.methods.opd import OPD, visit
@@ -42,8 +42,9 @@ class OPDPPO(OPD):
 
     def losses(self, batch: Batch, actors: Actors) -> Iterator[Tensor]:
         """One loss per step with noise, to be back-propagated before the next one is requested."""
-        count = len(with_density(actors.steps))
-        for step, target in visit(batch, actors):
+        steps = trained(actors.steps, self.last_step)
+        count = len(with_density(steps))
+        for step, target in visit(batch, actors, steps=steps):
             if step.transition.std == 0:
                 continue
             cost = kl_weight(actors.sampler, step.transition, self.weighting) * gaps(step, target)

@@ -31,6 +31,7 @@ class Setting:
         at: stage of the recipe whose policy is the student.
         sampler, steps, noise_level: how the student walks.
         side: height and width of the latent.
+        last_step: whether the step to t = 0 belongs to the walk; the first edition's records do not say so and had it.
     """
 
     task: str
@@ -39,6 +40,7 @@ class Setting:
     steps: int
     noise_level: float
     side: int
+    last_step: bool = True
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class GridPoint:
         noise_level: of the sampler.
         side: height and width of the latent; 0 is the model's own.
         task: task whose teacher and prompts are used.
+        last_step: whether the walk takes the step to t = 0, which the official code's losses leave out. It has most of
+            the gradients' variance.
     """
 
     at: str
@@ -37,6 +39,7 @@ class GridPoint:
     noise_level: float
     side: int
     task: str
+    last_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def make_subject(runner: Runner, done: Mapping[str, FinishedStage], point: GridP
     """The student and the teacher of a setting."""
     from opdbench.core import Meter, Sampler
     from opdbench.diffusion.adapters import ATTENTION, Lora
-    from opdbench.diffusion.flow import transitions, with_density
+    from opdbench.diffusion.flow import trained, transitions, with_density
     from opdbench.methods.base import Actors
     from opdbench.records.variance import Setting
     from opdbench.variance.subject import StudySubject
@@ -157,7 +160,7 @@ def make_subject(runner: Runner, done: Mapping[str, FinishedStage], point: GridP
     lora = start.lora if start else Lora(last.rank, last.alpha, last.targets or ATTENTION)
     channels, height, width = model.latent_shape
     shape = (channels, point.side or height, point.side or width)
-    walked = transitions(sampler, model.sigmas(point.steps))
+    walked = trained(transitions(sampler, model.sigmas(point.steps)), point.last_step)
     with_density(walked)
     actors = Actors(
         model=model,
@@ -170,7 +173,15 @@ def make_subject(runner: Runner, done: Mapping[str, FinishedStage], point: GridP
         steps=walked,
         meter=Meter(),
     )
-    setting: Setting = Setting(point.task, point.at, point.sampler, point.steps, point.noise_level, shape[1])
+    setting: Setting = Setting(
+        task=point.task,
+        at=point.at,
+        sampler=point.sampler,
+        steps=point.steps,
+        noise_level=point.noise_level,
+        side=shape[1],
+        last_step=point.last_step,
+    )
     pool = runner.evaluators[point.task].prompts("train")
     return StudySubject(setting, actors, pool, shape, runner.config.seed)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
+from opdbench.baselines.dance_opd import DanceOPD
 from opdbench.baselines.flow_opd import FlowOPD
 from opdbench.baselines.merge import Merge
+from opdbench.baselines.offline import OfflineOPD
 from opdbench.baselines.sft import SFT
 from opdbench.core import SAMPLERS, Sampler
 from opdbench.diffusion.flow import kl_weight, with_density
+from opdbench.diffusion.walk import walk
 from opdbench.errors import UserError
-from opdbench.methods.opd import OPD
+from opdbench.methods.opd import OPD, teach
 from opdbench.methods.opd_ppo import OPDPPO
 
 SDE, ODE = Sampler("flow-sde", 5, 0.7), Sampler("ode", 5)
@@ -121,6 +126,73 @@ def test_sft_counts_teacher_walks_and_has_no_pull_at_the_teacher(world, z):
         assert abs(z(entry)) < 4
 
 
+def test_offline_matching_is_opd_on_the_teachers_walks(world):
+    """The states are the teachers' own, and the loss is OPD's: the gradient at those states in closed form."""
+    sampler = Sampler("flow-sde", 5, 0.7)
+    for weighting in ("ode", "exact"):
+        actors = setting(world, sampler)
+        gradient, _ = world.gradient(OfflineOPD(weighting), actors, world.batch("off", images=1))
+        torch.testing.assert_close(gradient, pull(world, actors, actors.steps, weighting, GOAL))
+    assert actors.meter.forwards == {"teacher": 8 * 5, "student": 8 * 5 * 3}
+    on, off = setting(world, ODE), setting(world, ODE)
+    walked = (
+        [s.x for s in spied(on, OPD(), world.batch("s"))],
+        [s.x for s in spied(off, OfflineOPD(), world.batch("s"))],
+    )
+    teacher = world.batch("s")
+    expected = list(walk(lambda x, t: teach(x, t, teacher, off), teacher.noise, off.steps))
+    for x, step in zip(walked[1], expected, strict=True):
+        torch.testing.assert_close(x, step.x)
+    assert not torch.allclose(walked[0][-1], walked[1][-1])
+
+
+class _Spy:
+    """A policy that remembers the states at which it is asked with gradient."""
+
+    passes, at_once = 1, 0
+
+    def __init__(self, flow):
+        self.flow, self.seen = flow, []
+
+    def velocity(self, x, t, condition):
+        if torch.is_grad_enabled():
+            self.seen.append(Query(x, t))
+        return self.flow.velocity(x, t, condition)
+
+    def at(self, condition):
+        return lambda x, t: self.velocity(x, t, condition)
+
+
+@dataclass(frozen=True)
+class Query:
+    """State and time of a velocity."""
+
+    x: torch.Tensor
+    t: float
+
+
+def spied(actors, loss, batch):
+    actors.student = _Spy(actors.student)
+    list(loss.losses(batch, actors))
+    return actors.student.seen
+
+
+def test_dance_opd_asks_once_at_a_state_of_the_student_with_little_noise(world):
+    """The state is the student's own, the weight is 1, and the walk ends where the question is asked."""
+    actors = setting(world, ODE)
+    (query,) = spied(actors, DanceOPD(), world.batch("d"))
+    batch = world.batch("d")
+    student = list(walk(world.Flow(((0.0, 0.0), (0.0, 0.0))).at(batch.condition), batch.noise, actors.steps))
+    (own,) = [step for step in student if step.transition.t == query.t]
+    assert 0 < query.t <= 0.5
+    torch.testing.assert_close(query.x, own.x)
+    assert actors.meter.forwards == {"rollout": 64 * own.transition.index, "teacher": 64, "student": 64 * 3}
+    gradient, _ = world.gradient(DanceOPD(), setting(world, ODE), world.batch("d"))
+    torch.testing.assert_close(gradient, 2 * world.gain(query.t) ** 2 * -GOAL / 4)
+    with pytest.raises(UserError, match=r"noisiest is 0\.1"):
+        next(DanceOPD(noisiest=0.1).losses(world.batch("d"), setting(world, ODE)))
+
+
 def test_merge_trains_nothing(world):
     actors = setting(world, ODE)
     world.train(Merge(), actors, 0, updates=2)
@@ -138,8 +210,10 @@ def test_merge_trains_nothing(world):
         (FlowOPD(anchor_weight=0.0), SDE),
         (FlowOPD(scale=10.0, anchor_weight=0.01), SDE),
         (SFT(), ODE),
+        (OfflineOPD(), ODE),
+        (DanceOPD(), ODE),
     ],
-    ids=["opd", "opd-dpm2m", "opd-sde", "opd-ppo", "flow-opd", "flow-opd-anchor", "sft"],
+    ids=["opd", "opd-dpm2m", "opd-sde", "opd-ppo", "flow-opd", "flow-opd-anchor", "sft", "offline", "dance"],
 )
 def test_the_student_comes_near_its_teachers(world, z, method, sampler):
     """Reward is minus the distance to each task's teacher; over 6 seeds the mean gain has z above 4."""

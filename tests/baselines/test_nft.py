@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 
 from opdbench.baselines.nft import NFT, branch_error, optimality
 from opdbench.baselines.policy_gradient import advantages
-from opdbench.core import Prompt
+from opdbench.baselines.surgery import Surgery, project_conflicts
+from opdbench.core import Prompt, Sampler
 from opdbench.diffusion.model import Condition
 from opdbench.diffusion.walk import Noise
 from opdbench.methods.base import Batch, Rollout, alone
+from opdbench.recipes.config import load_recipe
+from opdbench.registry import recipe
 
 
 def test_optimality_is_centred_per_prompt_and_clipped():
@@ -115,3 +120,77 @@ def test_pictures_of_a_prompt_share_their_noise(monkeypatch):
     for loss in NFT(times=2).losses(batch(["0/teacher/0/p/0", "0/teacher/0/p/1"], 2), actors):
         loss.backward()
     assert actors.student.w.grad.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_official_levels_are_all_but_the_last_and_noise_is_each_pictures_own():
+    """From pure noise on, as in the official code, where ours starts after it and shares noise within a prompt."""
+    queries = []
+
+    class Asked(_Linear):
+        def velocity(self, x, t, condition):
+            queries.append((t[0].item(), x))
+            return super().velocity(x, t, condition)
+
+    def levels(loss):
+        queries.clear()
+        actors = _Actors(0, 1.0)
+        actors.steps = [_Step(1.0), _Step(0.8), _Step(0.4), _Step(0.1)]
+        actors.student = Asked(0.0)
+        list(loss.losses(drawn(0), actors))
+        return [pytest.approx(t) for t, _ in queries]
+
+    assert levels(NFT(times=2)) == [0.8, 0.4]
+    noisy = {}
+    for shared in (True, False):
+        assert levels(NFT(all_levels=True, shared_noise=shared)) == [1.0, 0.8, 0.4]
+        noisy[shared] = queries[0][1].flatten()
+    assert len(noisy[True].unique()) == 1
+    assert len(noisy[False].unique()) == 64
+
+
+def test_the_official_recipe_has_the_official_settings():
+    options = load_recipe(recipe("multi-rl-nft-official"), ("ocr",)).stages[-1].options
+    assert (options["beta"], options["sharpness"], options["all_levels"], options["raw_std"]) == (0.1, 0.1, True, True)
+    assert load_recipe(recipe("multi-rl-nft"), ("ocr",)).stages[-1].options == {
+        "times": 3,
+        "old_slope": 0.1,
+        "old_max": 0.9,
+    }
+
+
+@pytest.mark.parametrize(
+    ("gradients", "expected"),
+    [
+        ([[1.0, 0.0], [0.0, 2.0]], [1.0, 2.0]),  # no conflict: the plain sum
+        ([[1.0, 0.0], [-1.0, 1.0]], [0.5, 1.5]),  # (.5, .5) + (0, 1)
+    ],
+)
+def test_gradient_surgery_by_hand(gradients, expected):
+    surgery = project_conflicts([torch.tensor(g) for g in gradients], Random(0))
+    torch.testing.assert_close(surgery, torch.tensor(expected))
+
+
+def test_surgery_leaves_no_task_with_a_gradient_against_it():
+    """Of two tasks, each one's gradient has no negative product with the result; the plain sum has."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        pair = [torch.randn(6, generator=generator) for _ in range(2)]
+        surgery = project_conflicts(pair, Random(0))
+        assert all(surgery @ g >= -1e-5 for g in pair)
+
+
+def test_without_conflict_joint_training_with_surgery_is_nft(world):
+    """One task alone: the same loss, gradient and cost, up to rounding."""
+    flow = ((0.1, -0.1), (0.0, 0.2))
+
+    def actors():
+        made = world.actors(world.Flow(flow), Sampler("ode", 5), base=world.Flow(flow))
+        made.old = world.Flow(flow)
+        return made
+
+    plain, mine = actors(), actors()
+    expected, loss = world.gradient(NFT(), plain, world.batch("s", prompts=1))
+    gradient, shown = world.gradient(Surgery(), mine, world.batch("s", prompts=1))
+    torch.testing.assert_close(gradient, expected)
+    assert shown == pytest.approx(loss, rel=1e-4)
+    assert mine.meter.forwards == plain.meter.forwards

@@ -12,6 +12,8 @@ from opdbench.baselines.mix import MixGRPO
 from opdbench.baselines.policy_gradient import advantages, clipped, replay, task_advantages, trained_steps
 from opdbench.core import Sampler
 from opdbench.errors import UserError
+from opdbench.recipes.config import load_recipe
+from opdbench.registry import recipe
 
 SDE = Sampler("flow-sde", 5, 0.7)
 NAN = float("nan")
@@ -42,6 +44,26 @@ def test_tasks_are_scaled_by_themselves(world):
     found = task_advantages(rewards, batch)
     torch.testing.assert_close(found[[0, 1, 4, 5]], advantages(rewards[[0, 1, 4, 5]], 2))
     torch.testing.assert_close(found[[2, 3, 6, 7]], advantages(rewards[[2, 3, 6, 7]] / 100, 2))
+
+
+def test_the_official_std_is_that_of_the_raw_rewards(world):
+    """flow_grpo's stat tracker: np.std over all rewards, without Bessel's correction, plus 1e-4; per task here."""
+    batch = world.batch("k", prompts=4, images=2)
+    rewards = torch.tensor([0.0, 1.0, 100.0, 300.0, 2.0, 5.0, 0.0, 100.0])
+    scaled = task_advantages(rewards, batch, raw_std=True)
+    left, right = rewards[[0, 1, 4, 5]].numpy(), rewards[[2, 3, 6, 7]].numpy()
+    expected = [-0.5 / (left.std() + 1e-4), 0.5 / (left.std() + 1e-4), -1.5 / (left.std() + 1e-4)]
+    assert scaled[[0, 1, 4]].tolist() == pytest.approx(expected)
+    assert scaled[2].item() == pytest.approx(-100 / (right.std() + 1e-4))
+    with_unscored = task_advantages(torch.where(rewards == 2.0, NAN, rewards), batch, raw_std=True)
+    assert with_unscored.isnan().tolist() == [k == 4 for k in range(8)]
+    assert with_unscored[0].item() == pytest.approx(-0.5 / (left[[0, 1, 3]].std() + 1e-4))
+
+
+def test_the_recipe_of_guard_takes_two_optimizer_steps_a_rollout():
+    """With a single one its ratio is 1 and its clip never acts."""
+    student = load_recipe(recipe("multi-rl-guard"), ("ocr",)).stages[-1]
+    assert (student.options["inner"], student.options["raw_std"]) == (2, True)
 
 
 def test_advantages_need_a_group():

@@ -220,9 +220,10 @@ def test_the_recipe_of_estimators_shares_its_first_stages_with_the_main_one():
     ("words", "message"),
     [
         (["--noise-levels", "0"], "has no density"),
-        (["--noise-levels", "much"], "noise levels is 'much'; expected numbers"),
+        (["--steps", "1"], "add --last-step"),
+        (["--noise-levels", "much"], "noise levels is 'much'; expected"),
         (["--at", "studnet"], "did you mean 'student'"),
-        (["--sampler", "ode"], "takes 0 alone"),
+        (["--sampler", "ode"], "takes only 0"),
         (["--steps", "3,3"], "each once"),
     ],
 )
@@ -251,4 +252,6 @@ def test_the_command_leaves_record_figures_and_one_row_a_setting(tmp_path):
     (folder / "variance.json").unlink()
     alone = CliRunner().invoke(cli.app, [*words, "--jobs", "1"])  # the first had a process a setting
     assert json.loads(alone.stdout) == rows
-    assert ENVIRONMENT.keys() <= VarianceRecord.load(folder).environment.keys()
+    record = VarianceRecord.load(folder)
+    assert ENVIRONMENT.keys() <= record.environment.keys()
+    assert {(scene.setting.last_step, len(scene.times)) for scene in record.scenes} == {(False, 1)}
