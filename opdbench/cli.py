@@ -2,50 +2,90 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+import opdbench
 from opdbench.commands.bench import bench
 from opdbench.commands.check import check
 from opdbench.commands.compare import compare, report
 from opdbench.commands.doctor import doctor
 from opdbench.commands.eval import eval_, score
+from opdbench.commands.generate import generate, sample
 from opdbench.commands.installed import data, list_
 from opdbench.commands.plot import plot
 from opdbench.commands.run import run
 from opdbench.commands.variance import variance
 from opdbench.errors import UserError
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def resumable(command: Callable[..., None]) -> Callable[..., None]:
+    """The command; after Ctrl-C it says how to resume."""
+
+    @functools.wraps(command)
+    def wrapped(**arguments: Any) -> None:
+        try:
+            command(**arguments)
+        except KeyboardInterrupt:
+            print("opdbench: interrupted; rerun the same command to resume", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return wrapped
+
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Benchmark for giving one text-to-image diffusion model several skills at once.",
 )
 for name, verb in {
-    "run": run,
+    "run": resumable(run),
     "compare": compare,
     "report": report,
     "plot": plot,
     "check": check,
     "score": score,
     "list": list_,
-    "eval": eval_,
+    "eval": resumable(eval_),
+    "generate": resumable(generate),
+    "sample": sample,
     "data": data,
     "doctor": doctor,
-    "variance": variance,
+    "variance": resumable(variance),
     "bench": bench,
 }.items():
     app.command(name)(verb)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"opdbench {opdbench.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", is_eager=True, callback=_print_version, help="print the version")
+    ] = False,
+) -> None:
+    """Benchmark for giving one text-to-image diffusion model several skills at once."""
+
+
 def main() -> NoReturn:
     """Entry point. A user's mistake, or a torchvision that breaks every import, is one line and exit code 2."""
-    from opdbench.environment import broken_torchvision, quiet_libraries
+    from opdbench.environment import broken_torchvision, printable_output, quiet_libraries
 
     quiet_libraries()
+    printable_output()
     try:
         app()
     except UserError as error:

@@ -1,38 +1,60 @@
-"""The verbs `opdbench eval` and `opdbench score`."""
+"""The commands `opdbench eval` and `opdbench score`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opdbench.commands.options import FormatOption, LimitOption, ModelOption, OutOption, SourceOption
+from opdbench.commands.options import (
+    AdapterOption,
+    DeviceOption,
+    FormatOption,
+    GuidanceOption,
+    LimitOption,
+    OutOption,
+    PipelineOption,
+    PromptsOption,
+    ResolutionOption,
+    SeedOption,
+    SourceOption,
+    StepsOption,
+)
 from opdbench.errors import UserError
 from opdbench.files import check_writable
 
+if TYPE_CHECKING:
+    from opdbench.api.pipelines import Drawing
+
+GUIDANCE, STEPS = 3.5, 10
+"""Defaults of the family that opdbench trains; another family has its own."""
+
 
 def eval_(
-    model: ModelOption = "tiny",
-    adapter: Annotated[
-        str | None, typer.Option(help="LoRA adapter: file, folder, or owner/name[/folder] on the Hub")
-    ] = None,
+    model: PipelineOption = "tiny",
+    adapter: AdapterOption = None,
     pictures: Annotated[
         Path | None, typer.Option(help="score existing pictures: a folder in GenEval's layout or a .jsonl file")
     ] = None,
     share: Annotated[str | None, typer.Option(help="k/n: score only the k-th of n shares of --pictures")] = None,
     tasks: Annotated[str, typer.Option(help="tasks or judges, comma-separated")] = "ocr,geneval",
     source: SourceOption = None,
-    prompts: Annotated[str | None, typer.Option(help="prompt set or file; the task's test prompts by default")] = None,
-    guidance: Annotated[float, typer.Option(min=0, help="classifier-free guidance scale")] = 3.5,
-    steps: Annotated[int, typer.Option(min=1, help="denoising steps per picture")] = 10,
-    resolution: Annotated[int, typer.Option(min=0, help="side of the pictures in pixels; 0: the model's default")] = 0,
+    prompts: PromptsOption = None,
+    guidance: GuidanceOption = None,
+    steps: StepsOption = None,
+    resolution: ResolutionOption = 0,
     limit: LimitOption = None,
+    seed: SeedOption = 0,
+    keep_pictures: Annotated[bool, typer.Option("--keep-pictures", help="keep the drawn pictures in --out")] = False,
     out: OutOption = Path("runs"),
+    device: DeviceOption = None,
     format_: FormatOption = "table",
 ) -> None:
-    """Score a model (optionally with an adapter) or existing pictures. Exit code 1 if a picture is unscored."""
-    from opdbench.registry import evaluator, parse_sources, parse_tasks
+    """Score a text-to-image model (with or without an adapter) or existing pictures. Exit code 1 if any is unscored."""
+    from opdbench.registry import parse_sources, parse_tasks
 
     wanted = parse_tasks(tasks, ("evaluators", "judges"))
     if pictures and (prompts or adapter or limit):
@@ -40,20 +62,80 @@ def eval_(
     if share and not pictures:
         raise UserError("--share needs --pictures")
     check_writable(out)
+    from opdbench.api.pipelines import TRAINED, Drawing, family
     from opdbench.commands.terminal import print_estimates
-    from opdbench.evaluation.standalone import Subject, evaluate_model, evaluate_pictures, parse_share
+    from opdbench.evaluation.standalone import evaluate_pictures, parse_share
     from opdbench.parallel.processes import join
+    from opdbench.registry import evaluator
 
     sources = parse_sources(source or (), wanted)
-    judges = {task: evaluator(task, sources.get(task)) for task in wanted}
     if pictures:
+        judges = {task: evaluator(task, sources.get(task)) for task in wanted}
         rows = evaluate_pictures(pictures, judges, out, parse_share(share) if share else None)
     else:
-        rows = evaluate_model(Subject(model, adapter, guidance, steps, resolution), judges, prompts, limit, out)
+        trained = family(model) == TRAINED
+        drawing = Drawing(
+            GUIDANCE if guidance is None and trained else guidance,
+            STEPS if steps is None and trained else steps,
+            resolution,
+        )
+        question = Question(model, adapter, drawing, wanted, sources, prompts, limit, seed)
+        rows = _walk(question, out) if trained and not (seed or keep_pictures) else _call(question, out, keep_pictures)
     if join().leads:
         print_estimates(rows, format_)
     if any(row["unscored"] for row in rows if not row["metric"]):
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What `opdbench eval` asks: a model that draws, and tasks that judge."""
+
+    model: str
+    adapter: str | None
+    drawing: Drawing
+    tasks: Sequence[str]
+    sources: Mapping[str, str]
+    prompts: str | None
+    limit: int | None
+    seed: int
+
+
+def _walk(question: Question, out: Path) -> list[dict[str, Any]]:
+    """The family that opdbench trains, with the sampler and the noise of its runs."""
+    from opdbench.api.trained import find_adapter
+    from opdbench.evaluation.standalone import Subject, evaluate_model
+    from opdbench.registry import evaluator
+
+    place, drawing = question.adapter, question.drawing
+    if place and any((Path(place) / name).is_file() for name in ("record.json", "stage.json")):
+        place = str(find_adapter(place))
+    subject = Subject(question.model, place, drawing.guidance or 0.0, drawing.steps or STEPS, drawing.resolution)
+    judges = {task: evaluator(task, question.sources.get(task)) for task in question.tasks}
+    return evaluate_model(subject, judges, question.prompts, question.limit, out)
+
+
+def _call(question: Question, out: Path, keep_pictures: bool) -> list[dict[str, Any]]:
+    """Any family, through its pipeline's call."""
+    from opdbench.api.evaluation import evaluate
+    from opdbench.api.pipelines import call_settings, load_pipeline
+    from opdbench.records.digest import digest
+
+    pipeline = load_pipeline(question.model, question.adapter)
+    settings = call_settings(pipeline, question.drawing)
+    folder = out / f"eval-{Path(question.model).name}-{digest(question)[:8]}"
+    result = evaluate(
+        pipeline,
+        question.tasks,
+        limit=question.limit,
+        seed=question.seed,
+        out=folder if keep_pictures else None,
+        prompts=question.prompts,
+        settings=settings,
+        sources=question.sources,
+    )
+    result.save(folder)
+    return [dict(row) for row in result.estimates]
 
 
 def score(

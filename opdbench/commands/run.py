@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opdbench.commands.options import FormatOption, LimitOption, ModelOption, OutOption, SetOption
+from opdbench.commands.options import FormatOption, LimitOption, ModelOption, OutOption, SetOption, parse_seeds
 from opdbench.console.tracking import Kind
 from opdbench.environment import command_line
 from opdbench.errors import UserError, unknown
@@ -25,19 +25,6 @@ TASKS_HELP = f"tasks to learn, comma-separated; default {MAIN_TASKS}, and {ALL_T
 PRESET_HELP = "preset applied to every recipe: sd35, leaderboard, or a file; default leaderboard with --method all"
 SUITE_HELP = "full: adds forgetting, rewording and guidance probes"
 TEACHERS = "released LoRA adapters used as teachers: task=adapter, or a release, e.g. quanhaol/DiffusionOPD"
-
-
-def parse_seeds(text: str) -> list[int]:
-    """`0`, `0,2` or `0-4` to numbers."""
-    seeds: list[int] = []
-    for item in text.split(","):
-        low, _, high = item.strip().partition("-")
-        if not low.isdigit() or (high and not high.isdigit()):
-            raise UserError(f"bad seeds {text!r}; expected numbers such as 0, 0,2 or 0-4")
-        seeds += range(int(low), int(high or low) + 1)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"bad seeds {text!r}; expected each seed once")
-    return seeds
 
 
 def run(
