@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -58,6 +59,8 @@ class Sampler:
             raise UserError(f"sampler steps is {self.steps}; expected at least 1")
         if self.noise_level < 0 or self.guidance < 0:
             raise UserError(f"noise_level {self.noise_level} and guidance {self.guidance} must not be negative")
+        if not (math.isfinite(self.noise_level) and math.isfinite(self.guidance)):
+            raise UserError(f"noise_level {self.noise_level} and guidance {self.guidance} must be finite numbers")
         if self.noise_level > 0 and self.name in DETERMINISTIC:
             raise UserError(f"noise_level is {self.noise_level}; sampler {self.name!r} takes only 0")
         if self.noise_level > 1 and self.name == "cps":

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -76,9 +76,9 @@ def read_json(path: Path) -> Any:
         raise UserError(f"cannot read {str(path)!r}: {error}; rename it and run the same command again") from error
 
 
-def parse_toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str, parse_float: Callable[[str], Any] = float) -> dict[str, Any]:
     """TOML to a dictionary; `ValueError` (tomllib's `TOMLDecodeError`) if it is none."""
-    return tomllib.loads(text)
+    return tomllib.loads(text, parse_float=parse_float)
 
 
 def hash_folder(folder: Path) -> str:

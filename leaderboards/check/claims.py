@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from opdbench.files import parse_toml
 from opdbench.leaderboards.check.gradients import GradientClaim
 from opdbench.leaderboards.check.verdict import Finding, Verdict
 from opdbench.leaderboards.numbers.compare import result_scores
@@ -20,12 +20,6 @@ from opdbench.leaderboards.numbers.pairs import ALPHA
 from opdbench.leaderboards.numbers.runs import cell_of
 from opdbench.records.run import PolicyResult, Run
 from opdbench.stats import detectable, holm, t_test
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 
 GAIN, COST = "gain", "cost"
 Gap = tuple[float, float]
@@ -59,7 +53,7 @@ def gradient_claims() -> list[GradientClaim]:
 
 
 def _shipped() -> dict[str, Any]:
-    return tomllib.loads(files("opdbench.leaderboards.check").joinpath("claims.toml").read_text(encoding="utf-8"))
+    return parse_toml(files("opdbench.leaderboards.check").joinpath("claims.toml").read_text(encoding="utf-8"))
 
 
 def judge_claims(claims: Sequence[Claim], runs: Sequence[Run]) -> list[Finding]:

@@ -149,7 +149,8 @@ def _same_columns(runs: Sequence[Run]) -> None:
     known: dict[str, tuple[dict[str, str], str]] = {}
     for run in runs:
         record = run.record
-        model = {"model": f"{record.model['source']} {record.model['hash']}"}
+        # The same weights in two folders are one model: the hash decides, the source is a remark.
+        model = {"model": record.model["hash"] or record.model["source"]}
         for cell in (c for policy in record.policies for c in policy.cells):
             key = key_parts(cell.key) | model
             first, place = known.setdefault(cell.task, (key, str(run.folder)))

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
 
 from opdbench.errors import unknown
+from opdbench.files import parse_toml
 from opdbench.leaderboards.numbers.compare import Comparison, PolicyScore
 from opdbench.leaderboards.numbers.runs import cell_of, key_parts, unlike
 from opdbench.leaderboards.tables.document import Block, Text, figure_text, short
 from opdbench.records.run import Run
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def published() -> dict[str, Published]:
     """Every published table by name."""
     text = files("opdbench.leaderboards.results").joinpath("published.toml").read_text(encoding="utf-8")
     tables = {}
-    for table in tomllib.loads(text, parse_float=str)["table"]:
+    for table in parse_toml(text, parse_float=str)["table"]:
         ours = {column: PublishedProtocol(**about) for column, about in table.pop("ours", {}).items()}
         methods = table.pop("methods", {})
         columns, rows = tuple(table.pop("columns")), tuple(tuple(row) for row in table.pop("rows"))

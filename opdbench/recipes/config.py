@@ -12,6 +12,7 @@ from opdbench.core import Sampler
 from opdbench.errors import UserError, unknown
 from opdbench.recipes.files import read_recipe
 from opdbench.recipes.presets import EACH
+from opdbench.recipes.ranges import RESERVED, check_name, check_number
 
 BEFORE = "{before}"
 RELEASED = "released"
@@ -23,28 +24,28 @@ class Stage:
     """The unit of caching and resuming: one policy trained with one loss.
 
     Attributes:
-        name: unique within the recipe; `{task}` in a recipe makes one stage a task.
+        name: unique within the recipe; `{task}` in a recipe makes one stage per task.
         loss: name of the loss (`opdbench list`).
         tasks: prompts and rewards that it trains on.
         updates: optimizer steps.
-        prompts: prompts an update; the tasks take turns.
-        images: pictures a prompt.
+        prompts: prompts per update; the tasks take turns.
+        images: pictures per prompt.
         teachers: task and stage that teaches it; `base` is the untouched model with its own guidance. In a
             recipe, `teacher` is that of every task, and a table `teachers` names single or further ones.
         teacher_guidance: guidance of the teachers here; 0 is each one's own.
         init: stage whose adapter it starts from; a fresh one if empty; the mean of several with + between. In a
-            recipe, `{task}` names one a task, and `{before}` is the stage just before.
-        rewards: weight of each task's reward where every prompt is paid for all that can be judged on it; a
-            prompt's own task alone pays if empty.
+            recipe, `{task}` names one per task, and `{before}` is the stage just before.
+        rewards: weight of each task's reward where every picture gets the rewards of all tasks that can judge it; if
+            empty, a picture gets the reward of its prompt's own task only.
         sampler: how the policy walks in training and when it teaches.
         eval_sampler: how it walks in evaluation.
         lr, weight_decay, clip, ema: optimizer settings; `ema` is the decay of the weight average.
         anneal: whether the learning rate falls linearly to zero.
         rank, alpha, targets: shape of the adapter.
-        checkpointing: whether the student keeps its blocks' inputs alone for the backward, and walks them again there.
-        at_once: most pictures that go through a denoiser together, 0 for all of an update's, so that memory does not
-            grow with the batch. What a loss asks for of more pictures is walked again in the backward, part by part.
-        compiled: whether student and teachers go through `torch.compile`: a start of minutes, then faster updates.
+        checkpointing: whether the student stores only its blocks' inputs for the backward pass and recomputes the rest.
+        at_once: images per forward pass; 0 is all of an update's. With a limit memory does not grow with the batch,
+            and what a loss asks for of more images is recomputed in the backward pass.
+        compiled: whether student and teachers go through `torch.compile`: minutes at the start, then faster updates.
         options: fields of the loss.
     """
 
@@ -138,57 +139,85 @@ def load_recipe(
     raw, tables = read_recipe(source, recipes or {}, inherited, overrides, preset)
     stages: list[Stage] = []
     for table in tables:
-        one_each, own = "{task}" in table["name"], table.pop(EACH, {})
-        for task in tasks if one_each else [""]:
-            now = own.get(task, table)
-            if now.get("init") == BEFORE:
-                now = now | {"init": stages[-1].name if stages else ""}
-            stages.append(_stage(now, (task,) if one_each else tuple(now.get("tasks", tasks))))
+        per_task, changes = "{task}" in table["name"], table.pop(EACH, {})
+        for task in tasks if per_task else [""]:
+            settings = changes.get(task, table)
+            if settings.get("init") == BEFORE:
+                settings = settings | {"init": stages[-1].name if stages else ""}
+            learnt = (task,) if per_task else _names(settings.get("tasks", tasks), f"stage {table['name']!r}: tasks")
+            stages.append(_stage(settings, learnt))
+    return _recipe(raw, stages, source, preset, overrides)
+
+
+def _recipe(
+    raw: Mapping[str, Any], stages: list[Stage], source: Path, preset: Path | None, overrides: Sequence[str]
+) -> Recipe:
+    """The recipe of a file's own keys and its stages."""
+    names = [stage.name for stage in stages]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise UserError(f"recipe {str(source)!r} has two stages {twice!r}; expected each name once")
     set_by_hand = any(text.partition("=")[0].strip().endswith(".updates") for text in overrides)
     plain = ("description", "student", "resolution", *(() if set_by_hand else ("budget",)))
-    values = {k: v for k, v in raw.items() if k in plain}
-    base = _build(Sampler, raw.get("base_sampler", {}), "base_sampler")
-    name = f"{source.stem}+{preset.stem}" if preset else source.stem
+    name = check_name("recipe", f"{source.stem}+{preset.stem}" if preset else source.stem)
     if not isinstance(raw.get("judges", {}), dict):
         raise UserError(f"recipe {name!r}: judges is {raw['judges']!r}; expected a table of task and judge")
-    judges = tuple((task, str(judge)) for task, judge in raw.get("judges", {}).items())
-    parts = {"name": name, "base_sampler": base, "stages": tuple(stages), "judges": judges}
-    return _build(Recipe, {"description": "", **values, **parts}, f"recipe {str(source)!r}")
+    values = {
+        "description": "",
+        **{key: value for key, value in raw.items() if key in plain},
+        "name": name,
+        "base_sampler": _build(Sampler, raw.get("base_sampler", {}), "base_sampler"),
+        "stages": tuple(stages),
+        "judges": tuple((check_name("task", task), str(judge)) for task, judge in raw.get("judges", {}).items()),
+    }
+    return _build(Recipe, values, f"recipe {str(source)!r}")
+
+
+def _names(value: object, where: str) -> tuple[str, ...]:
+    """A list of names as a tuple; a lone string is refused, not split into its letters."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) and name for name in value):
+        raise UserError(f'{where} is {value!r}; expected a list of names, for example ["a", "b"]')
+    return tuple(value)
 
 
 def _stage(table: Mapping[str, Any], tasks: tuple[str, ...]) -> Stage:
     values = dict(table)
-    values["name"] = table["name"].replace("{task}", tasks[0] if tasks else "")
-    values["tasks"] = tasks
+    values["name"] = name = check_name("stage", table["name"].replace("{task}", tasks[0] if tasks else ""))
+    if name in RESERVED or "+" in name:
+        raise UserError(f"bad name of a stage: {name!r}; {', '.join(RESERVED)} and names with + have a meaning")
+    values["tasks"] = tuple(check_name("task", task) for task in tasks)
     teacher, others = values.pop("teacher", None), values.pop("teachers", {})
     if not isinstance(others, Mapping):
-        raise UserError(f"stage {values['name']!r}: teachers is {others!r}; expected a table of task and stage")
+        raise UserError(f"stage {name!r}: teachers is {others!r}; expected a table of task and stage")
     routed = {task: str(teacher).replace("{task}", task) for task in tasks} if teacher is not None else {}
-    values["teachers"] = tuple((routed | {task: str(name) for task, name in others.items()}).items())
+    values["teachers"] = tuple((routed | {task: str(stage) for task, stage in others.items()}).items())
     if "{task}" in str(table.get("init", "")):
-        values["init"] = "+".join(table["init"].replace("{task}", task) for task in tasks)
+        values["init"] = "+".join(str(table["init"]).replace("{task}", task) for task in tasks)
     for key in ("sampler", "eval_sampler"):
         default = table.get("sampler", {}) if key == "eval_sampler" else {}
-        values[key] = _build(Sampler, table.get(key, default), f"{values['name']}.{key}")
+        values[key] = _build(Sampler, table.get(key, default), f"{name}.{key}")
     if "rewards" in values:
-        values["rewards"] = _weights(values["rewards"], tasks, values["name"])
+        values["rewards"] = _weights(values["rewards"], tasks, name)
     if "targets" in values:
-        values["targets"] = tuple(values["targets"])
-    return _build(Stage, values, f"stage {values['name']!r}")
+        values["targets"] = _names(values["targets"], f"stage {name!r}: targets")
+    if not isinstance(values.get("options", {}), Mapping):
+        raise UserError(f"stage {name!r}: options is {values['options']!r}; expected a table")
+    return _build(Stage, values, f"stage {name!r}")
 
 
 def _weights(table: object, tasks: Sequence[str], where: str) -> tuple[tuple[str, float], ...]:
     """The weights of those tasks that are learnt."""
-    if not isinstance(table, Mapping) or not all(isinstance(w, (int, float)) for w in table.values()):
+    numbers = table.values() if isinstance(table, Mapping) else ()
+    if not isinstance(table, Mapping) or not all(type(weight) in (int, float) for weight in numbers):
         raise UserError(f"stage {where!r}: rewards is {table!r}; expected a table of task and weight")
     for task in tasks:
         if task not in table:
             raise UserError(f"stage {where!r}: rewards has no weight of {task!r}; add one, for example {task} = 1.0")
+        check_number(f"stage {where!r}: rewards", task, table[task])
     return tuple((task, float(table[task])) for task in tasks)
 
 
 def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from a mapping, with its fields' types checked."""
+    """A dataclass from a mapping, with its fields' types and ranges checked."""
     if not isinstance(values, Mapping):
         raise UserError(f"{where} is {values!r}; expected a table")
     fields = {f.name: f for f in dataclasses.fields(kind)}
@@ -198,8 +227,8 @@ def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
         wanted: Any = {"int": int, "float": (int, float), "str": str, "bool": bool}.get(str(fields[key].type))
         if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
             raise UserError(f"{where}: {key} is {value!r}; expected {fields[key].type}")
-        if str(fields[key].type) == "int" and value < 1:
-            raise UserError(f"{where}: {key} is {value!r}; expected at least 1")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            check_number(where, key, value, whole=str(fields[key].type) == "int")
     return kind(**values)
 
 

@@ -9,18 +9,13 @@ another loss it has none of the other's options.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from opdbench.errors import UserError, unknown
+from opdbench.files import parse_toml
 from opdbench.recipes.presets import EACH, lay_over
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Table = dict[str, Any]
 KEYS = (
@@ -65,8 +60,8 @@ def read_recipe(
 
 def _parse(source: Path, kind: str) -> Table:
     try:
-        return tomllib.loads(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return parse_toml(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {kind} {str(source)!r}: {error}") from error
 
 
@@ -136,8 +131,8 @@ def _override(raw: Table, tables: list[Table], text: str) -> None:
     if keys[0] not in names:
         raise unknown("stage", keys[0], names)
     try:
-        found = tomllib.loads(f"value = {value.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+        found = parse_toml(f"value = {value.strip()}")["value"]
+    except ValueError:
         found = value.strip()
     for table in (names[keys[0]], *names[keys[0]].get(EACH, {}).values()):
         for key in keys[1:-1]:

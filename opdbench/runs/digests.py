@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from opdbench.diffusion.sources import TINY
 from opdbench.errors import UserError
 from opdbench.recipes.config import Recipe, RunConfig, Stage
 from opdbench.records.digest import FORMAT, digest
@@ -15,19 +16,19 @@ BASE = "base"
 
 def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
     """Digest of each stage: its settings, seed, model, and the stages that it builds on."""
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for stage in config.recipe.stages:
         needs = []
-        teaching = {BASE: digest(config.recipe.base_sampler), **found}
+        teaching = {BASE: digest(config.recipe.base_sampler), **digests}
         for name, known in [
             *((name, teaching) for _, name in stage.teachers),
-            *((name, found) for name in stage.starts),
+            *((name, digests) for name in stage.starts),
         ]:
             if name not in known:
                 raise UserError(f"stage {stage.name!r} needs {name!r}; expected one before it: {', '.join(known)}")
             needs.append(known[name])
-        found[stage.name] = digest([FORMAT, stage, config.seed, weights, needs])
-    return found
+        digests[stage.name] = digest([FORMAT, stage, config.seed, weights, needs])
+    return digests
 
 
 def roles(recipe: Recipe) -> dict[str, str]:
@@ -45,12 +46,12 @@ def roles(recipe: Recipe) -> dict[str, str]:
 
 
 def needed(stages: Sequence[Stage], wanted: Collection[str]) -> set[str]:
-    """Names of some stages and of all that they build on."""
-    found = set(wanted)
+    """Names of the wanted stages and of all that they build on."""
+    names = set(wanted)
     for stage in reversed(stages):
-        if stage.name in found:
-            found |= {*stage.starts, *(source for _, source in stage.teachers)}
-    return found
+        if stage.name in names:
+            names |= {*stage.starts, *(source for _, source in stage.teachers)}
+    return names
 
 
 def scored(config: RunConfig) -> dict[str, str]:
@@ -70,12 +71,15 @@ def experts(config: RunConfig, name: str) -> list[str]:
 
 
 def run_digests(config: RunConfig, weights: str) -> tuple[str, str]:
-    """Digest of a run, and of its group: the same run with another seed."""
-    one = digest([FORMAT, config, weights])
-    return one, digest([FORMAT, replace(config, seed=0), weights])
+    """Digest of a run, and of its group: the same run with any seed.
+
+    The hash of the weights counts, and not the folder where they are.
+    """
+    known = config if config.model == TINY else replace(config, model=weights)
+    return digest([FORMAT, known, weights]), digest([FORMAT, replace(known, seed=0), weights])
 
 
 def run_folder(out: Path, config: RunConfig, weights: str) -> Path:
     """Where the run's record lies."""
-    one, _ = run_digests(config, weights)
-    return out / f"{config.recipe.name}-{'-'.join(config.tasks)}-s{config.seed}-{one[:8]}"
+    own, _ = run_digests(config, weights)
+    return out / f"{config.recipe.name}-{'-'.join(config.tasks)}-s{config.seed}-{own[:8]}"

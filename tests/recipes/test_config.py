@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 
 from opdbench.errors import UserError
-from opdbench.recipes.config import Stage, load_recipe
+from opdbench.recipes.config import RunConfig, Stage, load_recipe
 from opdbench.records.digest import digest
 from opdbench.registry import parse_tasks, recipe, recipes
+from opdbench.runs.digests import run_digests
 
 OPD = recipe("opd")
 
@@ -59,12 +60,53 @@ def test_overrides_reach_stages_and_tables():
         ("updates=3", "expected stage.key=value"),
         ("student", "expected stage.key=value"),
         ("student.sampler.step=3", "did you mean 'steps'"),
+        ("student.lr=inf", "lr is inf; expected above 0 and at most 1"),
+        ("student.lr=nan", "lr is nan; expected above 0"),
+        ("student.lr=-1.0", "lr is -1.0; expected at least 0"),
+        ("student.lr=0.0", "lr is 0.0; expected above 0"),
+        ("student.lr=1e30", "lr is 1e.30; expected above 0 and at most 1"),
+        ("student.clip=nan", "clip is nan; expected above 0"),
+        ("student.clip=0.0", "clip is 0.0; expected above 0"),
+        ("student.ema=2.0", "ema is 2.0; expected at least 0 and below 1"),
+        ("student.ema=1.0", "ema is 1.0; expected at least 0 and below 1"),
+        ("student.weight_decay=nan", "weight_decay is nan"),
+        ("student.weight_decay=-0.1", "weight_decay is -0.1"),
+        ("student.teacher_guidance=nan", "teacher_guidance is nan"),
+        ("student.sampler.guidance=inf", "guidance is inf; expected at least 0 and at most 100"),
+        ("student.sampler.noise_level=nan", "noise_level is nan"),
+        ("base_sampler.guidance=nan", "guidance is nan"),
+        ("student.rank=1000000000", "rank is 1000000000; expected at least 1 and at most 4096"),
+        ("student.targets=foo", "targets is 'foo'; expected a list of names"),
+        ("student.tasks=ocr", "tasks is 'ocr'; expected a list of names"),
+        ("student.targets=[1]", "expected a list of names"),
+        ("student.options=3", "options is 3; expected a table"),
+        ("student.rewards={ocr=nan}", "ocr is nan"),
     ],
 )
 def test_bad_overrides_are_one_clear_line(override, message):
     with pytest.raises(UserError, match=message) as caught:
         load_recipe(OPD, ("ocr",), [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["/some/where/s", "../../x/s", "a/b", "..", ".hidden", "", "a\\nb", "base", "a+b",
+                                  "x" * 101, "a\\u0000b", " a", "c:\\\\x"])  # fmt: skip
+def test_a_name_never_becomes_a_path(name, tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text(f'[[stage]]\nname = "{name}"\nloss = "opd"')
+    with pytest.raises(UserError, match="bad name of a stage") as caught:
+        load_recipe(path, ("ocr",))
+    assert "\n" not in str(caught.value)
+    path.write_text(f'[judges]\n"{name}" = "ocr"\n[[stage]]\nname = "a"\nloss = "opd"')
+    if name not in ("base", "a+b"):
+        with pytest.raises(UserError, match="bad name of a task"):
+            load_recipe(path, ("ocr",))
+
+
+def test_the_same_weights_in_two_folders_are_one_run():
+    one, two = (RunConfig(load_recipe(OPD, ("ocr",)), ("ocr",), folder, 0) for folder in ("/home/a/sd35", "/data/sd35"))
+    assert run_digests(one, "feed") == run_digests(two, "feed")
+    assert run_digests(one, "feed") != run_digests(two, "beef")
 
 
 def test_unknown_names_are_suggested():
