@@ -6,9 +6,11 @@ asked for by name in `opdbench eval`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def load(group: str, name: str) -> Any:
             try:
                 return point.load()
             except (ImportError, AttributeError) as error:
-                if point.dist is None or point.dist.name == "opdbench":
+                if _is_built_in(point):
                     raise
                 raise UserError(f"cannot load {KINDS[group]} {name!r} from {point.value!r}: {error}") from error
     if group == "losses" and name in names("methods"):
@@ -40,6 +42,43 @@ def load(group: str, name: str) -> Any:
             'rename its entry-point group "opdbench.methods" to "opdbench.losses" and install it again'
         )
     raise unknown(KINDS[group], name, names(group))
+
+
+def _is_built_in(point: EntryPoint) -> bool:
+    return point.dist is None or point.dist.name == "opdbench"
+
+
+def judge_group(name: str) -> str:
+    """Group of what scores a task: `judges`, or `evaluators` of the suite."""
+    return "judges" if name in names("judges") else "evaluators"
+
+
+def plugin_version(group: str, name: str) -> str:
+    """Distribution, version and hash of the source of a loss, evaluator or judge from outside; "" for opdbench's own.
+
+    The hash is of all Python files of the top-level package (or of the one module) that the entry point names, so a
+    change anywhere in the plug-in is seen.
+    """
+    for point in entry_points(group=f"opdbench.{group}"):
+        if point.name == name and point.dist is not None and not _is_built_in(point):
+            return f"{point.dist.name} {point.dist.version} {_source_hash(point.module)}".strip()
+    return ""
+
+
+def _source_hash(module: str) -> str:
+    """Sixteen hex digits for the Python files of a module's top-level package; "" if they are not on disk."""
+    spec = find_spec(module.partition(".")[0])
+    if spec is None:
+        return ""
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    sources = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    if not folders and spec.origin:
+        sources, folders = [Path(spec.origin)], [Path(spec.origin).parent]
+    state = hashlib.sha256()
+    for path in sources:
+        folder = next(folder for folder in folders if path.is_relative_to(folder))
+        state.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return state.hexdigest()[:16] if sources else ""
 
 
 def evaluator(name: str, source: str | None = None) -> Evaluator:

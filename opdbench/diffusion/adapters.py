@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from opdbench.errors import UserError
+from opdbench.files import cannot_write
 
 ATTENTION = tuple(
     f"attn.{name}"
@@ -31,7 +32,7 @@ class Lora:
     """Shape of an adapter: rank, alpha, and the names of the adapted layers."""
 
     rank: int = 32
-    alpha: int = 64
+    alpha: float = 64
     targets: tuple[str, ...] = ATTENTION
 
     def config(self) -> LoraConfig:
@@ -59,22 +60,45 @@ class Adapter:
             state.update(self.tensors[name].contiguous().numpy().tobytes())
         return state.hexdigest()[:16]
 
+    def is_finite(self) -> bool:
+        """Whether no tensor holds NaN or infinity."""
+        return all(bool(tensor.isfinite().all()) for tensor in self.tensors.values())
+
+    def changes_nothing(self) -> bool:
+        """Whether every layer's product is zero because one of its matrices, or alpha, is."""
+        zero = {name for name, tensor in self.tensors.items() if not tensor.any()}
+        layers = {name.rsplit(".lora_", 1)[0] for name in self.tensors}
+        return self.lora.alpha == 0 or layers == {name.rsplit(".lora_", 1)[0] for name in zero}
+
     def save(self, path: Path) -> None:
-        """Write safetensors that diffusers' `load_lora_weights` reads, atomically."""
+        """Write safetensors that diffusers' `load_lora_weights` reads, atomically.
+
+        Raises:
+            UserError: a tensor is not finite, or the file cannot be written.
+        """
+        if not self.is_finite():
+            raise UserError(f"cannot keep the adapter {str(path)!r}: its weights are not finite")
         tensors = {PREFIX + name: tensor.contiguous() for name, tensor in self.tensors.items()}
         settings = {f"{PREFIX}{k}": v for k, v in self.lora.config().to_dict().items() if _plain(v)}
         settings[f"{PREFIX}target_modules"] = list(self.lora.targets)
         partial = path.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(settings)})
-        partial.replace(path)
+        try:
+            save_file(tensors, partial, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(settings)})
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise cannot_write(path, error) from error
 
     @staticmethod
     def load(path: Path) -> Adapter:
         """Read an adapter written by `save`."""
         tensors, settings = read_file(path)
-        if settings is None:
-            raise UserError(f"adapter {path} has no lora_adapter_metadata; expected one written by opdbench")
-        return Adapter(tensors, Lora(settings["r"], settings["lora_alpha"], tuple(settings["target_modules"])))
+        if settings is None or not {"r", "lora_alpha", "target_modules"} <= settings.keys():
+            raise UserError(f"adapter {str(path)!r} has no settings in its metadata; expected one written by opdbench")
+        adapter = Adapter(tensors, Lora(settings["r"], settings["lora_alpha"], tuple(settings["target_modules"])))
+        if not adapter.is_finite():
+            raise UserError(f"adapter {str(path)!r} holds numbers that are not finite; it is not evaluated")
+        return adapter
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -83,18 +107,24 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         with safe_open(path, framework="pt") as file:
             settings = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "null"))
             tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"cannot read the adapter {str(path)!r}: {error}; remove it and try again") from error
-    return tensors, settings and {k.removeprefix(PREFIX): v for k, v in settings.items()}
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise UserError(f"cannot read the adapter {str(path)!r}: {error}; get it again where it is whole") from error
+    if settings is None:
+        return tensors, None
+    if not isinstance(settings, dict):
+        raise UserError(f"adapter {str(path)!r}: its settings are a {type(settings).__name__}; expected a table")
+    return tensors, {k.removeprefix(PREFIX): v for k, v in settings.items()}
 
 
-def mean(parts: Sequence[Adapter]) -> Adapter:
+def mean(merged: Sequence[Adapter]) -> Adapter:
     """The mean of adapters of one shape, tensor by tensor; `UserError` if shapes differ."""
-    first = parts[0]
-    for other in parts[1:]:
+    first = merged[0]
+    for other in merged[1:]:
         if other.lora != first.lora or set(other.tensors) != set(first.tensors):
             raise UserError(f"adapters of different shape cannot be merged: {first.lora} and {other.lora}")
-    return Adapter({k: torch.stack([p.tensors[k] for p in parts]).mean(0) for k in first.tensors}, first.lora)
+    return Adapter(
+        {k: torch.stack([adapter.tensors[k] for adapter in merged]).mean(0) for k in first.tensors}, first.lora
+    )
 
 
 def _plain(value: object) -> bool:

@@ -133,7 +133,7 @@ def score_in_parts(
     return read_samples(target)
 
 
-def pictures(task: str, prompts: Sequence[Prompt]) -> list[Picked]:
+def expected_rows(task: str, prompts: Sequence[Prompt]) -> list[Picked]:
     """What an evaluation of these prompts scores, each once."""
     return [Picked(prompt.id, index, task) for prompt in prompts for index in range(prompt.images)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from opdbench.evaluation.evaluate import (
     column_key,
     cut,
     evaluate,
+    expected_rows,
     make_row,
     prompt_hash,
     score_in_parts,
@@ -30,11 +32,14 @@ from opdbench.evaluation.evaluate import (
 )
 from opdbench.evaluation.gallery import write_gallery
 from opdbench.evaluation.picture_files import Picture, open_picture, read_pictures, uneven
-from opdbench.files import write_json
+from opdbench.files import checksums, set_aside, write_json, write_sealed
+from opdbench.locks import lock
 from opdbench.parallel.processes import join
 from opdbench.prompt_sets import SETS, load, read_prompts
 from opdbench.records.digest import FORMAT, digest
-from opdbench.records.rows import read_samples
+from opdbench.records.rows import Picked, read_samples
+from opdbench.records.store import Store, evaluation_damage
+from opdbench.registry import judge_group, plugin_version
 from opdbench.stats import estimate
 
 
@@ -62,23 +67,35 @@ def evaluate_model(
         out: folder of the runs.
     """
     weights, team = model_hash(subject.source, subject.resolution), join()
-    adapter = fetch(subject.adapter) if subject.adapter else None
+    console = make_console(team.leads)
+    store = Store(out, note=console.note)
+    released = fetch(subject.adapter) if subject.adapter else None
     chosen = {name: choose(prompts_of(judge, prompts), limit) for name, judge in evaluators.items()}
     model = Model(subject.source, resolution=subject.resolution)
     sampler = Sampler("ode", subject.steps, 0.0, subject.guidance)
-    if adapter and subject.adapter:
-        check(adapter, model.base, subject.adapter)
-    policy, console = model.frozen(adapter, subject.guidance), make_console(team.leads)
+    adapter = check(released, model.base, str(subject.adapter)) if released else None
+    if released and released.changes_nothing():
+        console.note(f"adapter {subject.adapter!r} changes nothing: its weights or its alpha are zero")
+    policy = model.frozen(adapter, subject.guidance)
     rows: list[dict[str, Any]] = []
     for task, judge in evaluators.items():
         key = column_key(judge, chosen[task], sampler, model)
         known = adapter.digest() if adapter else "base"
-        target = out / "evals" / f"{digest([FORMAT, known, weights, sampler, key])}.jsonl"
-        if target.exists():
-            samples = read_samples(target)
-        else:
-            progress = partial(console.progress, f"evaluate {task}", figures={})
-            samples = evaluate(model, policy, sampler, judge, chosen[task], target, Meter(), progress, team)
+        version = plugin_version(judge_group(task), task)
+        name = digest([FORMAT, known, weights, sampler, key, *([version] if version else [])])
+        title = f"evaluate {task}"
+        with store.lock("evaluation", name, title) if team.leads else nullcontext():
+            team.wait()
+            evaluation = store.finished_evaluation(name, expected_rows(judge.name, chosen[task]))
+            if evaluation is not None:
+                samples = evaluation.samples
+            else:
+                team.wait()
+                target = store.evaluation(name) if team.leads else store.path(name)
+                progress = partial(console.progress, title, figures={})
+                samples = evaluate(model, policy, sampler, judge, chosen[task], target, Meter(), progress, team)
+                if team.leads:
+                    store.keep_evaluation(name, Meter())
         rows += table(task, key, set_name(chosen[task]), samples)
     return rows
 
@@ -111,8 +128,20 @@ def evaluate_pictures(
             if not target.exists():
                 write_parts(parts, target, _open, score, progress, share)
             continue
-        found = target.exists()
-        samples = read_samples(target) if found else score_in_parts(parts, target, _open, score, progress, team)
+        expected = [Picked(picture.prompt.id, picture.index, judge.name) for picture in pictures]
+        guard = lock(out / "locks" / f"{folder.name}-{task}", f"score {task}", console.note)
+        with guard if team.leads else nullcontext():
+            team.wait()
+            if target.exists() and not evaluation_damage(target, expected):
+                samples = read_samples(target)
+            else:
+                team.wait()
+                if team.leads and target.exists():
+                    console.note(f"rows {str(target)!r} do not fit; kept as {set_aside(target).name}; scored again")
+                samples = score_in_parts(parts, target, _open, score, progress, team)
+                if team.leads:
+                    write_sealed(target.with_suffix(".json"), {"files": checksums(folder, (target.name,))})
+                team.wait()
         if team.leads:
             write_gallery(target.with_suffix(".html"), key, samples, pictures, judge.range[1])
             console.note(f"failures: {target.with_suffix('.html')}")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from opdbench.diffusion.adapters import Adapter
 from opdbench.diffusion.flow import kl_weight, transitions
 from opdbench.diffusion.model import Model
 from opdbench.diffusion.walk import Noise, walk
-from opdbench.evaluation.evaluate import BATCH, choose, column_key, evaluate, pictures, prompt_hash
+from opdbench.evaluation.evaluate import BATCH, choose, column_key, evaluate, expected_rows, prompt_hash
 from opdbench.parallel.processes import ALONE, Team
 from opdbench.records.digest import FORMAT, digest
 from opdbench.records.rows import Picked, write_samples
@@ -77,6 +77,8 @@ class Suite:
     weights: str
     limit: int | None
     team: Team = ALONE
+    plugins: Mapping[str, str] = field(default_factory=dict)
+    """Version of each judge that does not come from opdbench, by its own name."""
 
     def table(self, actor: Actor, folder: Path, console: Console) -> PolicyResult:
         """A policy on every task; its rows are also copied to `samples` in `folder`."""
@@ -112,7 +114,7 @@ class Suite:
         name = digest(
             [FORMAT, _known(question.actor), self.weights, question.sampler, key, prompt_hash(question.prompts)]
         )
-        expected = pictures(question.judge.name, question.prompts)
+        expected = expected_rows(question.judge.name, question.prompts)
         evaluation = self.store.finished_evaluation(name, expected)
         if evaluation is None:
             with self._lock(name, title):

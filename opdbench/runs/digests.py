@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from opdbench.diffusion.sources import TINY
 from opdbench.errors import UserError
-from opdbench.recipes.config import Recipe, RunConfig, Stage
+from opdbench.recipes.config import RELEASED, Recipe, RunConfig, Stage
 from opdbench.records.digest import FORMAT, digest
+from opdbench.registry import judge_group, plugin_version, suite
 
 BASE = "base"
 
 
-def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
-    """Digest of each stage: its settings, seed, model, and the stages that it builds on."""
+def plugins_of(config: RunConfig) -> dict[str, str]:
+    """Version of each loss and judge of a run that does not come from opdbench, as `losses/name` or `judges/name`."""
+    used = {("losses", stage.loss) for stage in config.recipe.stages if stage.loss != RELEASED}
+    used |= {(judge_group(judge), judge) for judge in suite(config.recipe.judges).values()}
+    versions = {f"{group}/{name}": plugin_version(group, name) for group, name in sorted(used)}
+    return {name: version for name, version in versions.items() if version}
+
+
+def _plugins_of_stage(config: RunConfig, stage: Stage, plugins: Mapping[str, str]) -> dict[str, str]:
+    """Those that a stage trains with: its loss, and the judges of its tasks and rewards."""
+    judges = suite(config.recipe.judges)
+    tasks = {*stage.tasks, *(task for task, _ in stage.rewards)}
+    used = {f"losses/{stage.loss}"} | {
+        f"{judge_group(judges[task])}/{judges[task]}" for task in tasks if task in judges
+    }
+    return {name: version for name, version in plugins.items() if name in used}
+
+
+def stage_digests(config: RunConfig, weights: str, plugins: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Digest of each stage: its settings, seed, model, plug-ins, and the stages that it builds on."""
     digests: dict[str, str] = {}
     for stage in config.recipe.stages:
         needs = []
@@ -27,7 +46,8 @@ def stage_digests(config: RunConfig, weights: str) -> dict[str, str]:
             if name not in known:
                 raise UserError(f"stage {stage.name!r} needs {name!r}; expected one before it: {', '.join(known)}")
             needs.append(known[name])
-        digests[stage.name] = digest([FORMAT, stage, config.seed, weights, needs])
+        own = _plugins_of_stage(config, stage, plugins) if plugins else {}
+        digests[stage.name] = digest([FORMAT, stage, config.seed, weights, needs, *([own] if own else [])])
     return digests
 
 
@@ -70,16 +90,16 @@ def experts(config: RunConfig, name: str) -> list[str]:
     return [other for other, role in known.items() if role == "teacher" and other != name and config.suite == "full"]
 
 
-def run_digests(config: RunConfig, weights: str) -> tuple[str, str]:
+def run_digests(config: RunConfig, weights: str, plugins: Mapping[str, str] | None = None) -> tuple[str, str]:
     """Digest of a run, and of its group: the same run with any seed.
 
     The hash of the weights counts, and not the folder where they are.
     """
     known = config if config.model == TINY else replace(config, model=weights)
-    return digest([FORMAT, known, weights]), digest([FORMAT, replace(known, seed=0), weights])
+    extra = [dict(plugins)] if plugins else []
+    return digest([FORMAT, known, weights, *extra]), digest([FORMAT, replace(known, seed=0), weights, *extra])
 
 
-def run_folder(out: Path, config: RunConfig, weights: str) -> Path:
-    """Where the run's record lies."""
-    own, _ = run_digests(config, weights)
-    return out / f"{config.recipe.name}-{'-'.join(config.tasks)}-s{config.seed}-{own[:8]}"
+def run_folder(out: Path, config: RunConfig, digest: str) -> Path:
+    """Folder of the record of the run with this digest."""
+    return out / f"{config.recipe.name}-{'-'.join(config.tasks)}-s{config.seed}-{digest[:8]}"

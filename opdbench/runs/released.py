@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -46,11 +47,14 @@ def origins(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
 
 def fetch_all(texts: Sequence[str], tasks: Sequence[str], model: str) -> dict[str, GivenAdapter]:
     """The adapters that `--teachers` names, each checked against the model's denoiser."""
-    given = {task: GivenAdapter(origin, fetch(origin)) for task, origin in origins(texts, tasks).items()}
-    network = outline(model) if given else None
-    for released in given.values():
+    fetched = {task: GivenAdapter(origin, fetch(origin)) for task, origin in origins(texts, tasks).items()}
+    network = outline(model) if fetched else None
+    given = {}
+    for task, released in fetched.items():
         assert network is not None
-        check(released.adapter, network, released.origin)
+        given[task] = GivenAdapter(released.origin, check(released.adapter, network, released.origin))
+        if released.adapter.changes_nothing():
+            print(f"adapter {released.origin!r} changes nothing: its weights or its alpha are zero", file=sys.stderr)
     return given
 
 

@@ -24,7 +24,7 @@ from opdbench.recipes.config import RELEASED, Stage
 from opdbench.records.run import Probe, RunRecord, StageResult
 from opdbench.records.store import Store, read_curve, shipped
 from opdbench.registry import evaluator as make_evaluator
-from opdbench.registry import suite
+from opdbench.registry import judge_group, suite
 from opdbench.runs.checkpoints import CHECKPOINT
 from opdbench.runs.digests import BASE, experts, needed, scored
 from opdbench.runs.released import GivenAdapter
@@ -113,7 +113,11 @@ class Runner:
         self.model, self.evaluators = _loaded(
             self.config.model, self.config.recipe.resolution, self.config.recipe.judges
         )
-        self.suite = Suite(self.model, self.evaluators, self.store, self.spec.weights, self.config.limit, self.team)
+        named = {self.evaluators[task].name: judge for task, judge in suite(self.config.recipe.judges).items()}
+        plugins = {name: self.spec.plugins.get(f"{judge_group(judge)}/{judge}", "") for name, judge in named.items()}
+        self.suite = Suite(
+            self.model, self.evaluators, self.store, self.spec.weights, self.config.limit, self.team, plugins
+        )
 
     def finish(self, wanted: Collection[str]) -> dict[str, FinishedStage]:
         """Find or train the wanted stages, and those that they build on; nothing is evaluated."""
@@ -170,6 +174,7 @@ class Runner:
             environment=environment(),
             command=self.spec.command,
             probes=self._probes(actors, actors),
+            plugins=self.spec.plugins,
         )
         if self.team.leads:
             save_pictures(self.folder, self.model, self._grid_rows(shown), self.evaluators, self.config.tasks)

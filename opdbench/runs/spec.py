@@ -9,7 +9,7 @@ from pathlib import Path
 
 from opdbench.diffusion.sources import model_hash
 from opdbench.recipes.config import RunConfig
-from opdbench.runs.digests import run_digests, run_folder, stage_digests
+from opdbench.runs.digests import plugins_of, run_digests, run_folder, stage_digests
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class RunSpec:
         digest: of the run.
         group: of the run with any seed.
         folder: where its record goes.
+        plugins: version of each loss and judge that does not come from opdbench.
     """
 
     config: RunConfig
@@ -37,6 +38,7 @@ class RunSpec:
     digest: str
     group: str
     folder: Path
+    plugins: Mapping[str, str]
 
     @property
     def label(self) -> str:
@@ -54,7 +56,8 @@ def plan_runs(configs: Iterable[RunConfig], out: Path, fresh: bool, command: str
     specs = []
     for config in configs:
         weights = hash_once(config.model, config.recipe.resolution)
-        own, group = run_digests(config, weights)
-        folder, stages = run_folder(out, config, weights), stage_digests(config, weights)
-        specs.append(RunSpec(config, out, fresh, command, weights, stages, own, group, folder))
+        plugins = plugins_of(config)
+        stages, (own, group) = stage_digests(config, weights, plugins), run_digests(config, weights, plugins)
+        folder = run_folder(out, config, own)
+        specs.append(RunSpec(config, out, fresh, command, weights, stages, own, group, folder, plugins))
     return specs
