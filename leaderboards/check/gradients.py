@@ -10,9 +10,7 @@ import numpy as np
 
 from opdbench.leaderboards.check.verdict import Finding, Verdict
 from opdbench.leaderboards.numbers.pairs import ALPHA
-from opdbench.leaderboards.tables.variance import (
-    COMMAND,
-)
+from opdbench.leaderboards.tables.variance import COMMAND
 from opdbench.records.variance import VarianceRecord
 from opdbench.stats import detectable, holm, t_test
 
@@ -36,7 +34,7 @@ def judge_gradients(claims: Sequence[GradientClaim], studies: Sequence[VarianceR
 
 
 def _judge_noisier(claim: GradientClaim, studies: Sequence[VarianceRecord]) -> Finding:
-    """One-sided tests of the log of the ratio of traces, Holm over settings; all must hold."""
+    """Two-sided tests of the log of the ratio of traces, Holm over settings; all must hold."""
     logs, errors, df = [], [], []
     for study in studies:
         draws = {scene.setting: scene.draws for scene in study.scenes}
@@ -48,13 +46,14 @@ def _judge_noisier(claim: GradientClaim, studies: Sequence[VarianceRecord]) -> F
     if not logs:
         return _missing(claim)
     means, spread, freedom = (np.array(values, np.float64) for values in (logs, errors, df))
-    holds = holm(t_test(means, spread, freedom, two_sided=False))
-    fails = holm(t_test(-means, spread, freedom, two_sided=False))
-    verdict: Verdict = "diverged" if fails.min() < ALPHA else "reproduced" if holds.max() < ALPHA else "inconclusive"
+    p = holm(t_test(means, spread, freedom))
+    fails = (p < ALPHA) & (means < 0)
+    holds = (p < ALPHA) & (means > 0)
+    verdict: Verdict = "diverged" if fails.any() else "reproduced" if holds.all() else "inconclusive"
     low, high = math.exp(means.min()), math.exp(means.max())
     detail = (
         f"trace of {claim.noisier} over that of analytic: {low:.3g} to {high:.3g} at {len(logs)} settings, "
-        f"largest p {holds.max():.2g} (one-sided, Holm)"
+        f"largest p {p.max():.2g} (two-sided, Holm)"
     )
     return Finding("claims", claim.name, verdict, detail, COMMAND)
 
@@ -93,4 +92,4 @@ def _judge_silent(claim: GradientClaim, studies: Sequence[VarianceRecord]) -> Fi
 
 
 def _missing(claim: GradientClaim) -> Finding:
-    return Finding("claims", claim.name, "inconclusive", "no study of it", COMMAND)
+    return Finding("claims", claim.name, "inconclusive", "no study of it", COMMAND, missing=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from opdbench.records.run import Run
 SCHEMA = 1
 LEAST_SEEDS = 3
 SHARE = 0.5
+UNKNOWN = "unknown"
+"""The commit of an installed wheel."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class ExpectedCell:
     """A trained policy's number on a task that it learnt, over the reference's seeds.
 
     Attributes:
@@ -32,6 +34,7 @@ class Cell:
         seeds: how many.
         least: the change that a band must be able to find: half of the gain over the base model.
         prompts: mean score by prompt, to name what changed.
+        values: by seed; references of the first edition have none.
     """
 
     policy: str
@@ -42,6 +45,7 @@ class Cell:
     seeds: int
     least: float
     prompts: Mapping[str, float]
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Expected:
     model: Mapping[str, str]
     config: Mapping[str, Any]
     command: str
-    cells: tuple[Cell, ...]
+    cells: tuple[ExpectedCell, ...]
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,19 @@ class Reference:
             )
         try:
             groups = tuple(
-                Expected(**{**g, "tasks": tuple(g["tasks"]), "cells": tuple(Cell(**c) for c in g["cells"])})
+                Expected(**{**g, "tasks": tuple(g["tasks"]), "cells": tuple(ExpectedCell(**c) for c in g["cells"])})
                 for g in raw.pop("groups")
             )
-            return Reference(**{**raw, "groups": groups})
-        except (KeyError, TypeError) as error:
-            raise UserError(f"references {str(path)!r} are damaged ({error}); make them again") from error
+            reference = Reference(**{**raw, "groups": groups})
+            commit = reference.environment.get("commit", UNKNOWN)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"references {str(path)!r} are damaged ({error}); record them again") from error
+        if commit == UNKNOWN:
+            raise UserError(
+                f"references {str(path)!r} are of commit {commit!r}, as an installed wheel records them; expected a "
+                "commit of a clone: record them from there"
+            )
+        return reference
 
 
 def default_path() -> Path:
@@ -106,14 +117,14 @@ def refuse(runs: Sequence[Run], here: Mapping[str, str]) -> None:
     """
     if not runs:
         raise UserError("no finished runs to record; make some with `opdbench run --seeds 0-4`")
-    for environment, place in [(here, "the tree"), *((r.record.environment, repr(str(r.folder))) for r in runs)]:
-        commit = environment.get("commit", "unknown")
-        if commit == "unknown" or commit.endswith("-dirty"):
-            raise UserError(f"the commit of {place} is {commit!r}; commit everything and run again, then record")
+    for environment, where in [(here, "the tree"), *((r.record.environment, repr(str(r.folder))) for r in runs)]:
+        commit = environment.get("commit", UNKNOWN)
+        if commit == UNKNOWN or commit.endswith("-dirty"):
+            raise UserError(f"the commit of {where} is {commit!r}; commit everything and run again, then record")
         for name in sorted(set(here) | set(environment)):
             if here.get(name) != environment.get(name):
                 raise UserError(
-                    f"{name} is {here.get(name)!r} here and {environment.get(name)!r} in {place}; "
+                    f"{name} is {here.get(name)!r} here and {environment.get(name)!r} in {where}; "
                     "references come from one environment: make all runs in this one"
                 )
     for group in group_runs(runs):
@@ -131,7 +142,8 @@ def _expected(group: Group) -> Expected:
     cells = []
     for policy in first.policies:
         for cell in policy.cells:
-            values = list(seed_values(group, policy.name, cell.task).values())
+            seeds = seed_values(group, policy.name, cell.task)
+            values = list(seeds.values())
             if not cell.trained or len(values) < LEAST_SEEDS:
                 continue
             mean = float(np.mean(values))
@@ -140,7 +152,10 @@ def _expected(group: Group) -> Expected:
             least = SHARE * abs(mean - float(np.mean(bases))) if bases else 0.0
             deviation = float(np.std(values, ddof=1))
             prompts = prompt_means(group, policy.name, cell.task)
-            cells.append(Cell(policy.name, cell.task, cell.key, mean, deviation, len(values), least, prompts))
+            by_seed = {str(seed): value for seed, value in seeds.items()}
+            cells.append(
+                ExpectedCell(policy.name, cell.task, cell.key, mean, deviation, len(values), least, prompts, by_seed)
+            )
     config = config_of(group.runs[0])
     return Expected(group.method, group.tasks, group.digest, first.model, config, first.command, tuple(cells))
 

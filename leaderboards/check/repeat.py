@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from opdbench.errors import UserError
@@ -70,7 +71,7 @@ def figures(run: Run) -> dict[str, float]:
 
     Not the trained policies' scores: one picture that flips is more than any tolerance that could be of use.
     """
-    found: dict[str, float] = {}
+    measured: dict[str, float] = {}
     for stage in run.record.stages:
         log = run.folder / "stages" / stage.digest / "log.jsonl"
         try:
@@ -79,62 +80,71 @@ def figures(run: Run) -> dict[str, float]:
             raise UserError(f"cannot read the log of stage {stage.name!r}: {error}; run the command again") from error
         for line in lines:
             for name in ("loss", "grad_norm"):
-                found[f"{stage.name} update {line['update']} {name}"] = line[name]
+                measured[f"{stage.name} update {line['update']} {name}"] = line[name]
     for cell in (c for policy in run.record.policies if policy.role == "base" for c in policy.cells):
         if cell.estimate.value is not None:
-            found[f"base on {cell.task} score"] = cell.estimate.value
-    return found
+            measured[f"base on {cell.task} score"] = cell.estimate.value
+    return measured
 
 
-def measure(place: Path) -> tuple[dict[str, float], dict[str, float]]:
+@dataclass(frozen=True)
+class Measured:
+    """Figures of the tiny command, and the relative tolerance of each kind of figure."""
+
+    figures: Mapping[str, float]
+    tolerance: Mapping[str, float]
+
+
+def measure(folder: Path) -> Measured:
     """Figures of the tiny command, and their tolerances from the same command on other kernels.
 
     Args:
-        place: an empty folder.
+        folder: an empty one.
     """
     first, *others = (
-        figures(short_run(place / str(k), {"OMP_NUM_THREADS": "1", **kernels})) for k, kernels in enumerate(KERNELS)
+        figures(short_run(folder / str(k), {"OMP_NUM_THREADS": "1", **kernels})) for k, kernels in enumerate(KERNELS)
     )
-    return first, tolerances(first, others)
+    return Measured(first, tolerances(first, others))
 
 
 def tolerances(first: Mapping[str, float], others: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Relative tolerance of each kind of figure: ten times the largest difference of equal runs from the first."""
-    found: dict[str, float] = {}
+    widest: dict[str, float] = {}
     for second in others:
         for name, value in first.items():
             kind = name.rpartition(" ")[2]
             apart = abs(value - second[name]) / max(abs(value), FLOOR)
-            found[kind] = max(found.get(kind, FLOOR), MARGIN * apart)
-    return found
+            widest[kind] = max(widest.get(kind, FLOOR), MARGIN * apart)
+    return widest
 
 
 def outside(old: Mapping[str, float], new: Mapping[str, float], tolerance: Mapping[str, float]) -> list[str]:
     """Figures that are absent on one side or further apart than their kind's tolerance, in words."""
-    found = [f"{name} is only {'in the reference' if name in old else 'here'}" for name in sorted(old.keys() ^ new)]
+    outliers = [f"{name} is only {'in the reference' if name in old else 'here'}" for name in sorted(old.keys() ^ new)]
     for name, value in old.items():
         allowed = tolerance[name.rpartition(" ")[2]] * max(abs(value), FLOOR)
         if name in new and abs(new[name] - value) > allowed:
-            found.append(f"{name}: {value:.8g} ± {allowed:.2g}, now {new[name]:.8g}")
-    return found
+            outliers.append(f"{name}: {value:.8g} ± {allowed:.2g}, now {new[name]:.8g}")
+    return outliers
 
 
 def differences(first: Run, second: Run) -> list[str]:
     """Figures and pictures in which two runs of one command differ, in words; none if they are equal bit for bit."""
     old, new = figures(first), figures(second)
-    found = [f"{k}: {old.get(k)!r}, then {new.get(k)!r}" for k in sorted(old.keys() | new) if old.get(k) != new.get(k)]
+    names = [name for name in sorted(old.keys() | new) if old.get(name) != new.get(name)]
+    differing = [f"{name}: {old.get(name)!r}, then {new.get(name)!r}" for name in names]
     for policy in first.record.policies:
         for cell in policy.cells:
             paths = (run.samples(policy.name, cell.task) for run in (first, second))
-            one, two = ({(s.prompt, s.index): s for s in read_samples(path)} for path in paths)
-            for key, sample in one.items():
-                if sample != two.get(key):
-                    other = two[key].value if key in two else "absent"
-                    found.append(f"{policy.name}, {key[0]} #{key[1]}: {sample.value}, then {other}")
-    return found
+            before, after = ({(s.prompt, s.index): s for s in read_samples(path)} for path in paths)
+            for key, sample in before.items():
+                if sample != after.get(key):
+                    other = after[key].value if key in after else "absent"
+                    differing.append(f"{policy.name}, {key[0]} #{key[1]}: {sample.value}, then {other}")
+    return differing
 
 
-def first_few(found: Sequence[str]) -> str:
+def first_few(differences: Sequence[str]) -> str:
     """The first differences and how many more there are."""
-    more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return "; ".join(found[:NAMED]) + more
+    more = f"; and {len(differences) - NAMED} more" if len(differences) > NAMED else ""
+    return "; ".join(differences[:NAMED]) + more

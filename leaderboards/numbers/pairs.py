@@ -21,6 +21,20 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class ErrorTerms:
+    """What the standard errors of runs and of their paired differences are made of.
+
+    Attributes:
+        terms: (runs, units); the squared standard error of a run's mean is the sum of its squared terms, that of a
+            paired difference the sum of the squared differences of two runs' terms.
+        freedom: degrees of freedom.
+    """
+
+    terms: FloatArray
+    freedom: int
+
+
+@dataclass(frozen=True)
 class Rows:
     """Scores of some runs on the pictures that all of them could score.
 
@@ -40,12 +54,11 @@ class Rows:
         """(runs,) mean over groups of the groups' means, as `stats.estimate` has it."""
         return self.values @ self._weights()
 
-    def parts(self) -> tuple[FloatArray, int]:
-        """Terms of each run's clustered error, and the degrees of freedom.
+    def error_terms(self) -> ErrorTerms:
+        """Terms of each run's clustered error.
 
-        (runs, units), such that the squared standard error of a run's mean is the sum of its squared terms, and
-        that of a paired difference the sum of the squared differences of two runs' terms: `stats.estimate`'s
-        CR1 variance, linear in the scores. A unit is a prompt, or a picture where a group has only one prompt.
+        `stats.estimate`'s CR1 variance, linear in the scores. A unit is a prompt, or a picture where a group has only
+        one prompt.
         """
         weights = self._weights()
         scale, units = np.empty(len(weights)), np.empty(len(weights), np.int64)
@@ -62,7 +75,7 @@ class Rows:
         order = np.argsort(units, kind="stable")
         starts = np.searchsorted(units[order], np.arange(first))
         terms = (self.values - self._stratum_means()) * weights * scale
-        return np.add.reduceat(terms[:, order], starts, axis=1), freedom
+        return ErrorTerms(np.add.reduceat(terms[:, order], starts, axis=1), freedom)
 
     def _weights(self) -> FloatArray:
         counts = np.bincount(self.strata)
@@ -128,22 +141,22 @@ def compare_task(task: str, groups: Sequence[Group]) -> Column:
     rows_of = [run.samples(run.result.name, task) for _, run, _ in results if run.result]
     bare = not any(cell.estimate.unscored for _, _, cell in results) and not all(path.exists() for path in rows_of)
     if not bare:
-        results = [one for one, path in zip(results, rows_of, strict=True) if path.exists()]
+        results = [result for result, path in zip(results, rows_of, strict=True) if path.exists()]
     labels = list(dict.fromkeys(group.label for group, _, _ in results))
     if len(labels) < 2:
         return Column(task, (), {}, 0, 0)
     seeds = sorted({run.record.seed for _, run, _ in results})
-    place = np.full((len(labels), len(seeds)), -1)
+    numbers = np.full((len(labels), len(seeds)), -1)
     for number, (group, run, _) in enumerate(results):
-        place[labels.index(group.label), seeds.index(run.record.seed)] = number
+        numbers[labels.index(group.label), seeds.index(run.record.seed)] = number
     sign = 1.0 if results[-1][2].higher_is_better else -1.0
     if bare:
         size, left_out = max(cell.estimate.n for _, _, cell in results), 0
-        pairs = _pairs(task, labels, sign * np.array([cell.estimate.value for _, _, cell in results]), None, place)
+        pairs = _pairs(task, labels, sign * np.array([cell.estimate.value for _, _, cell in results]), None, numbers)
     else:
         rows = align([path for path in rows_of if path.exists()])
         size, left_out = rows.values.shape[1], rows.left_out
-        pairs = _pairs(task, labels, sign * rows.means(), rows.parts(), place) if size else []
+        pairs = _pairs(task, labels, sign * rows.means(), rows.error_terms(), numbers) if size else []
     compared = {label for pair in pairs for label in (pair.first, pair.second)}
     ranks = {label: 1 for label in labels if label in compared}
     for pair in pairs:
@@ -162,31 +175,31 @@ def _pairs(
     task: str,
     labels: Sequence[str],
     means: FloatArray,
-    parts: tuple[FloatArray, int] | None,
-    place: IntArray,
+    errors: ErrorTerms | None,
+    numbers: IntArray,
 ) -> list[Pair]:
-    """Every pair of labels with a common seed, or with two where there are no rows' `parts`.
+    """Every pair of labels with a common seed, or with two where there are no rows' `errors`.
 
-    `place[label, seed]` is a run's number in `means` and `parts`, or -1.
+    `numbers[label, seed]` is a run's number in `means` and `errors`, or -1.
     """
     first, second = np.triu_indices(len(labels), 1)
-    common = (place[first] >= 0) & (place[second] >= 0)
-    keep = common.sum(1) >= (1 if parts else 2)
+    common = (numbers[first] >= 0) & (numbers[second] >= 0)
+    keep = common.sum(1) >= (1 if errors else 2)
     first, second, common = first[keep], second[keep], common[keep]
     if not len(first):
         return []
-    terms, freedom = parts or (np.zeros((len(means), 1)), 0)
-    gaps = np.where(common, means[place[first]] - means[place[second]], 0.0)
+    errors = errors or ErrorTerms(np.zeros((len(means), 1)), 0)
+    gaps = np.where(common, means[numbers[first]] - means[numbers[second]], 0.0)
     seeds = common.sum(1)
     value = gaps.sum(1) / seeds
     spread = (np.where(common, gaps - value[:, None], 0.0) ** 2).sum(1) / np.maximum(seeds - 1, 1) / seeds
-    gram, one = terms @ terms.T, common.argmax(1)
-    a, b = (place[side, one] for side in (first, second))
+    gram, seed = errors.terms @ errors.terms.T, common.argmax(1)
+    a, b = (numbers[side, seed] for side in (first, second))
     by_prompt = np.maximum(gram[a, a] + gram[b, b] - 2 * gram[a, b], 0.0)
     paired = seeds > 1
     se = np.sqrt(np.where(paired, spread, by_prompt))
     se[se < 1e-12] = 0.0  # rounding of equal rows
-    df = np.where(paired, seeds - 1, freedom)
+    df = np.where(paired, seeds - 1, errors.freedom)
     p = t_test(value, se, df)
     adjusted, level = holm(p), ALPHA / len(p)
     return [
@@ -211,8 +224,8 @@ def align(paths: Sequence[Path]) -> Rows:
     groups = _by_picture(paths[0], "group")
     values = np.empty((len(paths), len(groups)))
     for number, path in enumerate(paths):
-        found = _by_picture(path, "value")
-        values[number] = [found.get(key) for key in groups]  # None becomes NaN
+        scores = _by_picture(path, "value")
+        values[number] = [scores.get(key) for key in groups]  # None becomes NaN
     scored = ~np.isnan(values).any(0)
     strata = np.array(list(groups.values()))[scored]
     prompts = np.array([prompt for prompt, _ in groups])[scored]
@@ -229,4 +242,6 @@ def _by_picture(path: Path, name: str) -> dict[tuple[str, int], Any]:
     try:
         return {(row["prompt"], row["index"]): row[name] for row in read_rows(path)}
     except (KeyError, TypeError) as error:
-        raise UserError(f"rows {str(path)!r} are no pictures' rows ({error}); delete the file and run again") from error
+        raise UserError(
+            f"{str(path)!r} does not hold the scores of pictures ({error}); move the file away and run the command again"
+        ) from error

@@ -43,13 +43,21 @@ class Group:
 
     @property
     def seeds(self) -> list[int]:
-        """One a run."""
+        """The seed of each run."""
         return [run.record.seed for run in self.runs]
 
     def cells(self, policy: str, task: str) -> list[Cell]:
         """The policy's cell on the task in each run that has one."""
-        found = (cell_of(p, task) for run in self.runs for p in run.record.policies if p.name == policy)
-        return [cell for cell in found if cell is not None]
+        cells = (cell_of(p, task) for run in self.runs for p in run.record.policies if p.name == policy)
+        return [cell for cell in cells if cell is not None]
+
+
+@dataclass(frozen=True)
+class KeyedFolder:
+    """What numbers of a column have in common, and the first run that has it."""
+
+    key: Mapping[str, str]
+    folder: str
 
 
 def cell_of(policy: PolicyResult, task: str) -> Cell | None:
@@ -65,9 +73,9 @@ def task_names(groups: Iterable[Group]) -> list[str]:
     return sorted(scored & learnt) + sorted(scored - learnt)
 
 
-def load_runs(places: Sequence[Path]) -> list[Run]:
+def load_runs(paths: Sequence[Path]) -> list[Run]:
     """Read runs from their folders or record files."""
-    return [Run(RunRecord.load(place), place if place.is_dir() else place.parent) for place in places]
+    return [Run(RunRecord.load(path), path if path.is_dir() else path.parent) for path in paths]
 
 
 def key_parts(key: str) -> dict[str, str]:
@@ -75,16 +83,14 @@ def key_parts(key: str) -> dict[str, str]:
     return dict(zip(KEY_PARTS, key.rsplit(" ", len(KEY_PARTS) - 1), strict=False))
 
 
-def unlike(one: Mapping[str, str], other: Mapping[str, str]) -> str:
-    """The parts in which two compare keys differ, or ""."""
-    names = sorted(set(one) | set(other))
-    return ", ".join(
-        f"{n} {one.get(n, 'absent')!r} is not {other.get(n, 'absent')!r}" for n in names if one.get(n) != other.get(n)
-    )
+def unlike(first: Mapping[str, str], second: Mapping[str, str]) -> str:
+    """What differs between two mappings, e.g. compare keys or environments, or ""."""
+    names = [name for name in sorted(first.keys() | second) if first.get(name) != second.get(name)]
+    return ", ".join(f"{n} {first.get(n, 'absent')!r} is not {second.get(n, 'absent')!r}" for n in names)
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Groups in an order that depends on their contents only.
+    """Groups in an order that depends on their contents only; weights are the same if their hash is.
 
     Raises:
         UserError: numbers that may not share a column, or one seed of a group twice.
@@ -123,13 +129,13 @@ def _labels(name: str, runs: Mapping[str, Run]) -> dict[str, str]:
     absent = "none"
     settings = sorted({name for config in configs.values() for name in config})
     differ = [name for name in settings if len({repr(c.get(name, absent)) for c in configs.values()}) > 1]
-    found = {}
+    labels = {}
     for digest, config in configs.items():
         # Stages of a cascade may differ in the same setting alike: it is said once.
-        parts = list(dict.fromkeys(f"{name.rpartition('.')[2]}={config.get(name, absent)}" for name in differ))
-        suffix = " ".join(parts) if len(parts) <= SETTINGS else digest[:8]
-        found[digest] = f"{name} {suffix}".rstrip()
-    return found if len(set(found.values())) == len(found) else {d: f"{name} {d[:8]}" for d in runs}
+        changes = list(dict.fromkeys(f"{name.rpartition('.')[2]}={config.get(name, absent)}" for name in differ))
+        suffix = " ".join(changes) if len(changes) <= SETTINGS else digest[:8]
+        labels[digest] = f"{name} {suffix}".rstrip()
+    return labels if len(set(labels.values())) == len(labels) else {d: f"{name} {d[:8]}" for d in runs}
 
 
 def config_of(run: Run) -> dict[str, Any]:
@@ -141,21 +147,25 @@ def _flat(value: Any, path: str) -> dict[str, Any]:
     if not isinstance(value, (dict, list, tuple)):
         return {path: value}
     items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {k: v for name, one in items for k, v in _flat(one, f"{path}.{name}" if path else str(name)).items()}
+    return {k: v for name, item in items for k, v in _flat(item, f"{path}.{name}" if path else str(name)).items()}
 
 
 def _same_columns(runs: Sequence[Run]) -> None:
     """Refuse runs whose numbers may not share a column, and say which key differs."""
-    known: dict[str, tuple[dict[str, str], str]] = {}
+    known: dict[str, KeyedFolder] = {}
     for run in runs:
         record = run.record
+<<<<<<< HEAD
         # The same weights in two folders are one model: the hash decides, the source is a remark.
         model = {"model": record.model["hash"] or record.model["source"]}
+=======
+        model = {"model": record.model["hash"]}
+>>>>>>> acb2b6a (wip)
         for cell in (c for policy in record.policies for c in policy.cells):
             key = key_parts(cell.key) | model
-            first, place = known.setdefault(cell.task, (key, str(run.folder)))
-            if key != first:
+            first = known.setdefault(cell.task, KeyedFolder(key, str(run.folder)))
+            if key != first.key:
                 raise UserError(
-                    f"cannot compare {cell.task!r} of {place!r} and {str(run.folder)!r}: {unlike(first, key)}; "
+                    f"cannot compare {cell.task!r} of {first.folder!r} and {str(run.folder)!r}: {unlike(first.key, key)}; "
                     "name runs that were evaluated in the same way"
                 )

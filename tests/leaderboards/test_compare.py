@@ -120,7 +120,7 @@ def test_a_stratum_of_one_prompt_counts_its_pictures(tmp_path):
     world = World(prompts=3, images=4, groups=3)
     runs = load_runs([make_run(tmp_path, name, 0, world) for name in "ab"])
     rows = align([run.samples("student", "ocr") for run in runs])
-    terms, freedom = rows.parts()
+    terms, freedom = rows.error_terms()
     expected = [estimate(read_samples(run.samples("student", "ocr"))) for run in runs]
     assert np.sqrt((terms**2).sum(1)) == pytest.approx([e.se for e in expected])
     assert rows.means() == pytest.approx([e.value for e in expected])
@@ -136,7 +136,7 @@ def test_equal_methods_are_told_apart_as_rarely_as_the_level_says(tmp_path):
     for _ in range(trials):
         values = 0.5 + rng.normal(0, 0.05, (12, 1)) + rng.normal(0, 0.2, (12, 30))
         rows = pairs.Rows(values, np.zeros(30, np.int64), np.arange(30), 0)
-        alarms += any(p.differ for p in pairs._pairs("t", list("abc"), rows.means(), rows.parts(), place))
+        alarms += any(p.differ for p in pairs._pairs("t", list("abc"), rows.means(), rows.error_terms(), place))
     assert alarms / trials < ALPHA + 4 * math.sqrt(ALPHA * (1 - ALPHA) / trials)
 
 
