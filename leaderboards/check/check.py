@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 from opdbench.errors import UserError
 from opdbench.leaderboards.check import reference as references
 from opdbench.leaderboards.check import repeat
+from opdbench.leaderboards.check.bands import judge_bands
 from opdbench.leaderboards.check.claims import ClaimFile, judge_claims
 from opdbench.leaderboards.check.gradients import judge_gradients
-from opdbench.leaderboards.check.bands import judge_bands
 from opdbench.leaderboards.check.reference import Reference
 from opdbench.leaderboards.check.verdict import Finding, Verdict
 from opdbench.leaderboards.numbers.runs import unlike

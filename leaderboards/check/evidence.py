@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -112,7 +112,7 @@ def weigh(claim: Claim, seeds: Sequence[int], runs: Sequence[Run]) -> Evidence |
         if lacking := sorted(set(seeds) - {run.record.seed for run in side}):
             return NoEvidence(f"the claim is on seeds {_listed(seeds)}; {name!r} lacks {_listed(lacking)}")
     if claim.task == COST:
-        return _cost_evidence(sides, common_scales(alike), seeds)
+        return _worst_cost_evidence(sides, common_scales(alike), seeds)
     if claim.task == GAIN:
         gains = [_gain(side, name, common_scales(alike)) for side, name in _named(claim, sides)]
         differing = {run.record.tasks for run in (*sides.better, *sides.than)}
@@ -137,7 +137,7 @@ def _named(claim: Claim, sides: Sides) -> list[tuple[Sequence[Run], str]]:
 
 def _test(apart: Gain) -> Evidence:
     freedom = np.array(apart.count - 1)
-    se = apart.se or 0.0
+    se = apart.null_se or 0.0
     value = np.array(apart.value)
     above, below = (float(t_test(sign * value, np.array(se), freedom, two_sided=False)) for sign in (1.0, -1.0))
     return Evidence(apart.value, se, above, below, apart.median, apart.worst)
@@ -174,14 +174,11 @@ def _total(group: Sequence[Run]) -> int:
 
 
 def _plain(side: Sequence[Run], name: str, task: str) -> Gain | None:
-    """A policy's score by seed; without a scale its deviations are its own."""
+    """A policy's score by seed, without a scale."""
     scores = {
         run.record.seed: value for run in side if (value := _value(run, name.partition("/")[2], task)) is not None
     }
-    if not scores:
-        return None
-    mean = math.fsum(scores.values()) / len(scores)
-    return Gain(scores, {seed: (value - mean) / len(scores) for seed, value in scores.items()}, len(scores))
+    return Gain(scores, {}, {}, len(scores)) if scores else None
 
 
 def _value(run: Run, policy: str, task: str) -> float | None:
@@ -209,8 +206,27 @@ def _gain(side: Sequence[Run], name: str, scales: Mapping[str, Scale]) -> Gain |
     return gain_of(scores, scales, side[0].record.tasks)
 
 
+def _worst_cost_evidence(sides: Sides, scales: Mapping[str, Scale], seeds: Sequence[int]) -> Evidence | NoEvidence:
+    """The evidence on the common scale, with the largest p-value over the scales without one seed's teachers.
+
+    Costs are bounds and kinks, so that the delta method does not carry the scale's error; this does, conservatively.
+    """
+    evidence = _cost_evidence(sides, scales, seeds)
+    for seed in seeds:
+        if not isinstance(evidence, Evidence) or evidence.p == 1:
+            break
+        fewer = {task: scale.without(seed) for task, scale in scales.items()}
+        usable = {task: scale for task, scale in fewer.items() if scale is not None}
+        other = _cost_evidence(sides, usable, seeds)
+        if not isinstance(other, Evidence):
+            return replace(evidence, p_for=1.0, p_against=1.0)
+        p_for, p_against = max(evidence.p_for, other.p_for), max(evidence.p_against, other.p_against)
+        evidence = replace(evidence, p_for=p_for, p_against=p_against)
+    return evidence
+
+
 def _cost_evidence(sides: Sides, scales: Mapping[str, Scale], seeds: Sequence[int]) -> Evidence | NoEvidence:
-    """Costs by seed, on a scale that is taken as given: its error is in the claims on gains only."""
+    """Costs by seed, on a scale that is taken as given."""
     better, than = _costs(sides.better, scales), _costs(sides.than, scales)
     if not set(seeds) == better.keys() == than.keys():
         return NoEvidence("a mean gain is missing: no score, or no teachers that gain")
@@ -218,7 +234,7 @@ def _cost_evidence(sides: Sides, scales: Mapping[str, Scale], seeds: Sequence[in
     least = _one_sided([bounds.least for bounds in apart.values()])
     most = _one_sided([-bounds.most for bounds in apart.values()])
     if all(bounds.least == bounds.most for bounds in apart.values()):
-        known = Gain({seed: bounds.least for seed, bounds in apart.items()}, {}, len(apart))
+        known = Gain({seed: bounds.least for seed, bounds in apart.items()}, {}, {}, len(apart))
         return Evidence(least.mean, least.se, least.p, most.p, known.median, known.worst)
     if math.isfinite(least.mean) and (least.mean > 0 or not math.isfinite(most.mean)):
         return Evidence(least.mean, least.se, least.p, most.p, bound="at least ")

@@ -12,7 +12,9 @@ S_t = teacher_t - base_t, a seed s with score x_ts and teacher y_ts adds to the 
 
     (1 / n) sum_t [(x_ts - mean x_t) - g_t (y_ts - mean y_t)] / (K S_t),    g_t = (mean x_t - base_t) / S_t
 
-(Casella and Berger 2002, section 5.5.4; for the ratio of two means, Cochran 1977, section 6.4).
+(Casella and Berger 2002, section 5.5.4; for the ratio of two means, Cochran 1977, section 6.4). A test of whether a
+difference of mean gains is 0 puts g_t - mean g in the place of g_t, which is what g_t can be where the mean is 0: an
+error of the scale that is common to all tasks changes a difference's size and never its sign.
 """
 
 from __future__ import annotations
@@ -67,6 +69,12 @@ class Scale:
         """Seeds of the teachers."""
         return {teacher.seed for teacher in self.teachers}
 
+    def without(self, seed: int) -> Scale | None:
+        """The scale of the other seeds' teachers; None if they do not gain, or there are none."""
+        others = tuple(teacher for teacher in self.teachers if teacher.seed != seed)
+        scale = Scale(self.task, self.base, others)
+        return scale if others and scale.gain * self.gain > 0 else None
+
     def share(self, score: float) -> float:
         """The score's gain over the base model as a share of the teachers'."""
         return (score - self.base) / self.gain
@@ -91,12 +99,14 @@ class Gain:
 
     Attributes:
         by_seed: mean over tasks of the shares, by seed.
-        deviations: what each seed adds to the error of the mean, the scale's included; their sum is 0.
+        shares: mean over seeds of the shares, by task; empty for a number that has no scale.
+        scales: by task.
         count: seeds of the smallest sample behind it, the methods' or the teachers'.
     """
 
     by_seed: Mapping[int, float]
-    deviations: Mapping[int, float]
+    shares: Mapping[str, float]
+    scales: Mapping[str, Scale]
     count: int
 
     @property
@@ -107,9 +117,25 @@ class Gain:
     @property
     def se(self) -> float | None:
         """Standard error of the mean, the scale's included; None where one seed leaves it unknown."""
+        return self._se(0.0)
+
+    @property
+    def null_se(self) -> float | None:
+        """The standard error that a test against 0 takes: where the mean is 0, the shares are around 0 too."""
+        return self._se(self.value)
+
+    def _se(self, centre: float) -> float | None:
         if self.count < 2:
             return None
-        return math.sqrt(math.fsum(d * d for d in self.deviations.values()) * self.count / (self.count - 1))
+        seeds = self.by_seed.keys() | {seed for task in self.shares for seed in self.scales[task].seeds}
+        squares = math.fsum(self._deviation(seed, centre) ** 2 for seed in sorted(seeds))
+        return math.sqrt(squares * self.count / (self.count - 1))
+
+    def _deviation(self, seed: int, centre: float) -> float:
+        """What a seed adds to the error of the mean, with the shares measured from `centre`."""
+        own = (self.by_seed[seed] - self.value) / len(self.by_seed) if seed in self.by_seed else 0.0
+        pulls = [(share - centre) * self.scales[task].deviation(seed) for task, share in self.shares.items()]
+        return own - math.fsum(pulls) / max(1, len(pulls))
 
     @property
     def median(self) -> float:
@@ -129,10 +155,10 @@ class Gain:
 
     def minus(self, other: Gain) -> Gain:
         """The paired difference; both must have the same seeds and scales."""
-        seeds = self.deviations.keys() | other.deviations.keys()
         return Gain(
             {seed: value - other.by_seed[seed] for seed, value in self.by_seed.items()},
-            {seed: self.deviations.get(seed, 0.0) - other.deviations.get(seed, 0.0) for seed in seeds},
+            {task: share - other.shares[task] for task, share in self.shares.items()},
+            self.scales,
             min(self.count, other.count),
         )
 
@@ -182,12 +208,6 @@ def gain_of(
         return None
     shares = {seed: {task: scales[task].share(values[task]) for task in tasks} for seed, values in whole.items()}
     by_seed = {seed: math.fsum(of_task.values()) / len(tasks) for seed, of_task in shares.items()}
-    value = math.fsum(by_seed.values()) / len(by_seed)
     kept = {task: math.fsum(of_task[task] for of_task in shares.values()) / len(shares) for task in tasks}
-    seeds = by_seed.keys() | {seed for task in tasks for seed in scales[task].seeds}
-    deviations = {}
-    for seed in sorted(seeds):
-        own = (by_seed[seed] - value) / len(by_seed) if seed in by_seed else 0.0
-        pulled = math.fsum(kept[task] * scales[task].deviation(seed) for task in tasks) / len(tasks)
-        deviations[seed] = own - pulled
-    return Gain(by_seed, deviations, min([len(by_seed), *(len(scales[task].seeds) for task in tasks)]))
+    count = min([len(by_seed), *(len(scales[task].seeds) for task in tasks)])
+    return Gain(by_seed, kept, {task: scales[task] for task in tasks}, count)

@@ -243,5 +243,5 @@ def _by_picture(path: Path, name: str) -> dict[tuple[str, int], Any]:
         return {(row["prompt"], row["index"]): row[name] for row in read_rows(path)}
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{str(path)!r} does not hold the scores of pictures ({error}); move the file away and run the command again"
+            f"{str(path)!r} does not hold the scores of pictures ({error}); move it away and run its command again"
         ) from error

@@ -165,7 +165,8 @@ def _same_columns(runs: Sequence[Run]) -> None:
             key = key_parts(cell.key) | model
             first = known.setdefault(cell.task, KeyedFolder(key, str(run.folder)))
             if key != first.key:
+                folders = f"{first.folder!r} and {str(run.folder)!r}"
                 raise UserError(
-                    f"cannot compare {cell.task!r} of {first.folder!r} and {str(run.folder)!r}: {unlike(first.key, key)}; "
+                    f"cannot compare {cell.task!r} of {folders}: {unlike(first.key, key)}; "
                     "name runs that were evaluated in the same way"
                 )

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from opdbench.commands.options import FormatOption, NamedRuns, RunsOption, find_runs
-from opdbench.errors import unknown
+from opdbench.commands.options import NamedRuns, RunsOption, find_runs
+from opdbench.errors import UserError, unknown
+
+CheckFormat = Literal["table", "json", "github"]
+RUNS = Path("runs")
 
 
 def check(
     named: NamedRuns = None,
-    runs: RunsOption = Path("runs"),
+    runs: RunsOption = RUNS,
     only: Annotated[list[str] | None, typer.Option(help="layer to check; repeatable; all layers by default")] = None,
     references: Annotated[Path | None, typer.Option(help="reference values; the package's by default")] = None,
+    claims: Annotated[Path | None, typer.Option(help="TOML file of claims; the package's by default")] = None,
     record: Annotated[bool, typer.Option("--record", help="write reference values from the runs")] = False,
-    format_: FormatOption = "table",
+    junit: Annotated[Path | None, typer.Option(help="also write the findings to this file, as JUnit XML")] = None,
+    format_: Annotated[
+        CheckFormat, typer.Option("--format", help="output format; github: annotations of a workflow")
+    ] = "table",
 ) -> None:
     """Compare runs with reference values. Exit code: 0 reproduced, 1 diverged, 3 inconclusive, 4 not comparable."""
     from opdbench.commands.terminal import print_findings
     from opdbench.environment import environment
+    from opdbench.files import write_text
     from opdbench.leaderboards.check import check as checks
+    from opdbench.leaderboards.check import ci
+    from opdbench.leaderboards.check.claims import load_claims
     from opdbench.leaderboards.check.reference import default_path
     from opdbench.leaderboards.check.verdict import exit_code
     from opdbench.leaderboards.numbers.runs import load_runs
@@ -31,11 +41,21 @@ def check(
     for layer in only or ():
         if layer not in checks.LAYERS:
             raise unknown("layer", layer, checks.LAYERS)
+    if references and not record and not references.is_file():
+        raise UserError(f"no references {str(references)!r}; name a file that `opdbench check --record` wrote")
+    if runs != RUNS and not runs.is_dir():
+        raise UserError(f"no folder {str(runs)!r}; name one with finished runs")
     loaded, path = load_runs(find_runs(named, runs)), references or default_path()
     if record:
         written = checks.record(loaded, path, environment())
         print(f"{path}: {sum(len(group.cells) for group in written.groups)} cells, {len(written.figures)} figures")
         return
-    findings = checks.check(loaded, path, only or checks.LAYERS, environment(), load_studies(runs))
-    print_findings(findings, format_)
+    layers = [*(only or ()), *(["claims"] if claims and only is None else ())]
+    findings = checks.check(loaded, path, layers, environment(), load_claims(claims), load_studies(runs))
+    if junit:
+        write_text(junit, ci.junit(findings))
+    if format_ == "github":
+        print(ci.github(findings), end="")
+    else:
+        print_findings(findings, format_)
     raise typer.Exit(exit_code(findings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import pytest
@@ -13,10 +14,11 @@ from opdbench import cli, environment
 from opdbench.errors import UserError
 from opdbench.files import write_text
 from opdbench.leaderboards.check import check as checks
-from opdbench.leaderboards.check import repeat
+from opdbench.leaderboards.check import ci, reference, repeat
+from opdbench.leaderboards.check.bands import judge_bands
 from opdbench.leaderboards.check.reference import Reference, expect, refuse
 from opdbench.leaderboards.check.verdict import Finding, exit_code
-from opdbench.leaderboards.numbers.runs import load_runs
+from opdbench.leaderboards.numbers.runs import group_runs, load_runs
 from opdbench.records.rows import write_samples
 
 QUIET = World(noise=0.1)
@@ -31,7 +33,7 @@ def expected(tmp_path_factory):
 
 def judge(expected, out, world=QUIET, seeds=range(10, 13), **facts):
     runs = [make_run(out, "opd", seed, world, **facts) for seed in seeds]
-    return {f.subject: f for f in checks.judge_bands(expected, load_runs(runs))}
+    return {f.subject: f for f in judge_bands(expected, load_runs(runs))}
 
 
 def test_new_seeds_of_the_same_world_are_reproduced(expected, tmp_path):
@@ -75,12 +77,12 @@ def test_other_keys_and_settings_are_not_comparable_and_named(expected, tmp_path
 def test_runs_that_do_not_belong_together_are_not_comparable(expected, tmp_path):
     other = make_run(tmp_path, "other", 0, replace(QUIET, sampler="ode-40"))
     runs = load_runs([make_run(tmp_path, "opd", 0, QUIET), other])
-    (one,) = checks.judge_bands(expected, runs)
+    (one,) = judge_bands(expected, runs)
     assert (one.verdict, "sampler" in one.detail) == ("not comparable", True)
 
 
 def test_missing_runs_are_inconclusive(expected):
-    (one,) = checks.judge_bands(expected, [])
+    (one,) = judge_bands(expected, [])
     assert (one.verdict, one.detail, exit_code([one])) == ("inconclusive", "no run of it", 3)
 
 
@@ -114,6 +116,8 @@ def test_a_dirty_tree_may_not_write_references(tmp_path):
     runs = load_runs(make_runs(tmp_path, ["opd"], 3))
     with pytest.raises(UserError, match="the commit of the tree is 'x-dirty'"):
         refuse(runs, ENVIRONMENT | {"commit": "x-dirty"})
+    with pytest.raises(UserError, match="the commit of the tree is 'unknown'"):
+        refuse(runs, ENVIRONMENT | {"commit": "unknown"})
 
 
 @pytest.fixture
@@ -185,22 +189,23 @@ def test_a_tolerance_is_ten_times_the_widest_difference_over_the_kernels(monkeyp
     monkeypatch.setattr(
         repeat, "figures", lambda m: {"a update 1 loss": 2 + m, "a update 2 loss": 2.0, "base on ocr score": 1.0}
     )
-    figures, tolerance = repeat.measure(tmp_path)
-    assert figures["a update 1 loss"] == 2
-    assert tolerance == {"loss": pytest.approx(10 * 3e-5 / 2), "score": repeat.FLOOR}
+    measured = repeat.measure(tmp_path)
+    assert measured.figures["a update 1 loss"] == 2
+    assert measured.tolerance == {"loss": pytest.approx(10 * 3e-5 / 2), "score": repeat.FLOOR}
     assert [one.get("OMP_NUM_THREADS") for one in asked] == ["1", "2", "1", "1"]
     assert {one.get("ATEN_CPU_CAPABILITY") for one in asked} == {None, "avx2", "default"}
 
 
-def test_without_references_check_says_what_to_do(tiny, tmp_path):
-    done = invoke("--runs", tmp_path, "--references", tmp_path / "absent.json", "--format", "json")
+def test_without_references_check_says_what_to_do(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "default_path", lambda: tmp_path / "absent.json")
+    done = invoke("--runs", tmp_path, "--format", "json")
     assert done.exit_code == 3
     findings = json.loads(done.output)
     assert [f["verdict"] for f in findings if f["layer"] == "determinism"] == ["reproduced"]
     missing = [f for f in findings if f["layer"] in ("trajectory", "bands")]
     assert {f["verdict"] for f in missing} == {"inconclusive"}
     assert all("opdbench check --record" in f["detail"] for f in missing)
-    again = invoke("--runs", tmp_path, "--references", tmp_path / "absent.json", "--only", "bands")
+    again = invoke("--runs", tmp_path, "--only", "bands")
     assert again.output.count("no reference values") == 1
 
 
@@ -228,3 +233,131 @@ def test_other_libraries_make_a_trajectory_incomparable():
     assert (found.verdict, found.detail) == ("not comparable", "torch '2.7' is not '2.9'")
     same = checks.judge_trajectory(reference, {"a update 1 loss": 1.0}, ENVIRONMENT | {"commit": "other"})
     assert same.verdict == "reproduced"
+
+
+def test_a_mistyped_file_or_folder_is_a_usage_error(tmp_path):
+    with pytest.raises(UserError, match=r"no references '.*absent.json'; name a file"):
+        invoke("--runs", tmp_path, "--references", tmp_path / "absent.json")
+    with pytest.raises(UserError, match=r"no folder '.*typo'"):
+        invoke("--runs", tmp_path / "typo")
+    with pytest.raises(UserError, match="cannot read the claims"):
+        invoke("--runs", tmp_path, "--claims", tmp_path / "absent.toml")
+
+
+def recorded(tiny, folder, seeds=5, world=QUIET):
+    """References of the runs of some seeds, in `folder`."""
+    make_runs(folder / "old", ["opd"], seeds, world)
+    file = folder / "references.json"
+    tiny += [0.0, 1e-5]
+    assert invoke("--record", "--runs", folder / "old", "--references", file).exit_code == 0
+    return file
+
+
+def test_a_clean_checkout_ends_with_0_and_says_what_was_skipped(tiny, tmp_path):
+    """No runs of full length: the quick layers decide. A layer that is named wants its runs."""
+    file, empty = recorded(tiny, tmp_path), tmp_path / "empty"
+    empty.mkdir()
+    done = invoke("--runs", empty, "--references", file, "--format", "json")
+    assert done.exit_code == 0, done.output
+    verdicts = {f["layer"]: f["verdict"] for f in json.loads(done.output)}
+    assert verdicts == {
+        "determinism": "reproduced", "trajectory": "reproduced", "bands": "skipped", "claims": "skipped",
+    }  # fmt: skip
+    for layer in ("bands", "claims"):
+        assert invoke("--runs", empty, "--references", file, "--only", layer).exit_code == 3
+
+
+def test_the_main_job_of_a_clean_checkout_is_reproduced(tiny, tmp_path):
+    """One seed of the reference's, with its digest and values: yes, though the band could find nothing."""
+    file = recorded(tiny, tmp_path, 3, World(spread=0.25))
+    make_run(tmp_path / "new", "opd", 0, World(spread=0.25))
+    args = ("--runs", tmp_path / "new", "--references", file, "--format", "json")
+    done = invoke(*args, "--only", "bands")
+    assert done.exit_code == 0, done.output
+    assert all("the reference's own values: seed 0 " in f["detail"] for f in json.loads(done.output))
+    assert invoke(*args).exit_code == 0
+    make_run(tmp_path / "other", "opd", 9, World(spread=0.25))
+    other = invoke("--runs", tmp_path / "other", "--references", file, "--only", "bands")
+    assert other.exit_code == 3
+
+
+def test_other_libraries_are_named_beside_what_they_gave(expected, tmp_path):
+    runs = load_runs([make_run(tmp_path, "opd", seed, QUIET, torch="2.9", commit="other") for seed in range(10, 13)])
+    for finding in judge_bands(expected, runs, ENVIRONMENT):
+        assert finding.verdict == "reproduced"
+        assert finding.detail.endswith("; made with other libraries: torch '2.7' is not '2.9'")
+    same = load_runs([make_run(tmp_path / "same", "opd", seed, QUIET) for seed in range(10, 13)])
+    assert not any("made with" in finding.detail for finding in judge_bands(expected, same, ENVIRONMENT))
+
+
+def test_the_same_weights_elsewhere_are_the_same_configuration(expected, tmp_path):
+    def moved(run, weights):
+        config = {**run.record.config, "model": "/models/copy"}
+        model = {"source": "/models/copy", "hash": weights}
+        return replace(run, record=replace(run.record, config=config, model=model, group="moved"))
+
+    runs = load_runs([make_run(tmp_path, "opd", seed, QUIET) for seed in range(10, 13)])
+    findings = judge_bands(expected, [moved(run, "feed") for run in runs])
+    assert {finding.verdict for finding in findings} == {"reproduced"}
+    (other,) = judge_bands(expected, [moved(run, "beef") for run in runs])
+    assert (other.verdict, "'hash': 'beef'" in other.detail) == ("not comparable", True)
+    group_runs([runs[0], moved(runs[1], "feed")])
+    with pytest.raises(UserError, match="model 'feed' is not 'beef'"):
+        group_runs([runs[0], moved(runs[1], "beef")])
+
+
+def test_references_of_a_wheel_are_refused(tmp_path):
+    file = tmp_path / "references.json"
+    Reference(ENVIRONMENT | {"commit": "unknown"}, {}, {}, ()).save(file)
+    with pytest.raises(UserError, match="of commit 'unknown', as an installed wheel records them"):
+        Reference.load(file)
+
+
+def test_claims_of_ones_own_are_judged_alone(tiny, tmp_path):
+    worse = World(levels={"base": 0.4, "teacher": 0.8, "student": 0.5})
+    make_runs(tmp_path / "runs", ["opd"], 3)
+    make_runs(tmp_path / "runs", ["low"], 3, worse)
+    file = tmp_path / "mine.toml"
+    write_text(
+        file,
+        '[[family]]\nname = "mine"\nseeds = [0, 1, 2]\n'
+        '[[family.claim]]\nname = "mine"\nbetter = "opd"\nthan = "low"\ntask = "gain"\n',
+    )
+    done = invoke("--runs", tmp_path / "runs", "--claims", file, "--format", "json")
+    (finding,) = json.loads(done.output)
+    assert (done.exit_code, finding["subject"], finding["verdict"]) == (0, "mine", "reproduced")
+
+
+HOSTILE = [
+    Finding("bands", "a", "reproduced", "fine", "opdbench run"),
+    Finding("bands", "b <&> \x1b[2J", "diverged", "50 %\nlost: a, b", "opdbench run"),
+    Finding("claims", "c", "inconclusive", "open", "opdbench run"),
+    Finding("claims", "d", "skipped", "no run", "opdbench run"),
+]
+
+
+def test_junit_holds_every_finding_and_any_text(tiny, tmp_path):
+    root = ElementTree.fromstring(ci.junit(HOSTILE))
+    counts = [{k: suite.get(k) for k in ("name", "tests", "failures", "errors", "skipped")} for suite in root]
+    assert [list(count.values()) for count in counts] == [["bands", "2", "1", "0", "0"], ["claims", "2", "0", "1", "1"]]
+    cases = {case.get("name"): [child.tag for child in case] for case in root.iter("testcase")}
+    assert cases["a"] == ["system-out"]
+    assert cases["b <&> \\u001b[2J"] == ["failure", "system-out"]
+    assert (cases["c"], cases["d"]) == (["error", "system-out"], ["skipped", "system-out"])
+    file = tmp_path / "findings.xml"
+    recorded(tiny, tmp_path)
+    done = invoke("--runs", tmp_path / "old", "--only", "determinism", "--junit", file)
+    assert done.exit_code == 0
+    assert ElementTree.fromstring(file.read_text(encoding="utf-8")).find(".//testcase").get("name")
+
+
+def test_github_reads_one_escaped_command_per_finding():
+    lines = ci.github(HOSTILE).splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["::notice", "::error", "::warning", "::notice"]
+    assert lines[1].endswith("::diverged: 50 %25%0Alost: a, b%0Aopdbench run")
+    assert lines[1].startswith("::error title=bands%3A b <&> ")
+
+
+def test_only_skipped_findings_prove_nothing():
+    assert exit_code([Finding("bands", "", "skipped", "", "")]) == 3
+    assert exit_code([Finding("bands", "", "skipped", "", ""), Finding("bands", "", "reproduced", "", "")]) == 0

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from records import World, make_runs
 
-from opdbench.leaderboards.check.claims import COST, GAIN, Claim, judge_claims, shipped_claims
+from opdbench.core import Estimate, Meter
+from opdbench.errors import UserError
+from opdbench.leaderboards.check.claims import Family, judge_claims, load_claims
+from opdbench.leaderboards.check.evidence import COST, GAIN, Claim
 from opdbench.leaderboards.numbers.runs import load_runs
-from opdbench.records.run import Probe, RunRecord
+from opdbench.records.run import Cell, PolicyResult, Probe, Run, RunRecord
+
+
+def judge(claims, runs, seeds, remark=""):
+    """The findings of one family."""
+    return judge_claims([Family("test", tuple(seeds), tuple(claims), remark)], runs)
 
 
 def test_claims_hold_fail_or_stay_open(tmp_path):
@@ -23,7 +32,7 @@ def test_claims_hold_fail_or_stay_open(tmp_path):
         Claim("learns", "opd/teacher-ocr", "opd/base", "ocr"),
         Claim("absent", "opd", "multi-rl", "ocr"),
     ]
-    found = {f.subject: f for f in judge_claims(claims, runs)}
+    found = {f.subject: f for f in judge(claims, runs, range(5))}
     verdicts = {name: f.verdict for name, f in found.items()}
     assert verdicts == {
         "above": "reproduced",
@@ -39,18 +48,23 @@ def test_claims_hold_fail_or_stay_open(tmp_path):
 def test_a_claim_about_two_configurations_of_one_cost_is_not_comparable(tmp_path):
     runs = load_runs(make_runs(tmp_path, ["opd"], 2))
     tuned = [replace(run, record=replace(run.record, group="lr", digest=run.record.digest + "1")) for run in runs]
-    (found,) = judge_claims([Claim("c", "opd", "opd/base", "ocr")], [*runs, *tuned])
+    (found,) = judge([Claim("c", "opd", "opd/base", "ocr")], [*runs, *tuned], range(2))
     assert found.verdict == "not comparable"
 
 
 def test_shipped_claims_are_read():
-    assert {claim.task for claim in shipped_claims()} == {"ocr", "geneval", GAIN, COST}
+    shipped = load_claims()
+    assert {claim.task for family in shipped.families for claim in family.claims} == {"ocr", "geneval", GAIN, COST}
+    assert [family.seeds for family in shipped.families] == [(0, 1, 2, 3, 4)] * 2
+    assert "added after" in shipped.families[1].remark
+    assert {claim.noisier or claim.silent for claim in shipped.gradients} == {"ppo", "control"}
 
 
 def test_the_gain_is_shared_by_one_scale_and_claims_under_a_preset_wait_for_its_runs(tmp_path):
     worse = World(levels={"base": 0.4, "teacher": 0.8, "student": 0.6}, taught=False)
     claims = [Claim("gain", "opd+half", "rl+half", GAIN)]
-    assert judge_claims(claims, load_runs(make_runs(tmp_path, ["opd"], 3))) == []
+    (none,) = judge(claims, load_runs(make_runs(tmp_path, ["opd"], 3)), range(3))
+    assert (none.verdict, none.missing, none.detail) == ("inconclusive", True, "no run of 'opd+half'")
     runs = load_runs([*make_runs(tmp_path, ["opd+half"], 5), *make_runs(tmp_path, ["rl+half"], 5, worse)])
     tasks = World().learnt
     goals = {task: np.mean([value(r, "teacher", task) for r in runs if "opd" in r.record.method]) for task in tasks}
@@ -61,7 +75,7 @@ def test_the_gain_is_shared_by_one_scale_and_claims_under_a_preset_wait_for_its_
         ])
         for run in runs
     }  # fmt: skip
-    (found,) = judge_claims(claims, runs)
+    (found,) = judge(claims, runs, range(5))
     assert found.verdict == "reproduced"
     assert f"{gains['opd+half'] - gains['rl+half']:+.4f} ± " in found.detail
     assert "opdbench run --method opd --preset half" in found.command
@@ -75,11 +89,11 @@ def test_of_several_budgets_those_nearest_in_cost_are_compared(tmp_path):
         *make_runs(tmp_path, ["rl"], 4, replace(alone, levels=World().levels | {"student": 0.6})),
         *make_runs(tmp_path, ["rl"], 4, World(updates=40, taught=False, levels=worse)),
     ]  # forwards: 15,000 and 27,000 of opd, 15,000 and 4,000 of rl
-    (found,) = judge_claims([Claim("c", "opd", "rl", "ocr")], load_runs(runs))
+    (found,) = judge([Claim("c", "opd", "rl", "ocr")], load_runs(runs), range(4))
     assert found.verdict == "reproduced"
     assert "is +0.1" in found.detail
     tuned = [replace(run, record=replace(run.record, group="lr")) for run in load_runs(runs[8:12])]
-    (found,) = judge_claims([Claim("c", "opd", "rl", "ocr")], [*load_runs(runs), *tuned])
+    (found,) = judge([Claim("c", "opd", "rl", "ocr")], [*load_runs(runs), *tuned], range(4))
     assert found.verdict == "not comparable"
     assert "several groups of 'opd' or 'rl' cost the same" in found.detail
 
@@ -96,7 +110,7 @@ def test_the_cost_of_a_goal_is_interpolated_by_seed_or_bounded(tmp_path):
     claims = [
         Claim(f"{a} {b}", a, b, COST) for a in ("rl", "opd", "low", "quick") for b in ("opd", "low", "quick", "rl")
     ]
-    found = {f.subject: f for f in judge_claims(claims, runs)}
+    found = {f.subject: f for f in judge(claims, runs, range(4))}
     gaps, beyond = [], []
     for seed in range(4):
         costs = {"opd": ([12_000, 24_000], []), "rl": ([3_000, 6_000], [])}
@@ -127,13 +141,13 @@ def test_a_stage_of_a_cascade_is_held_against_its_end(tmp_path):
         above = replace(cell.estimate, value=cell.estimate.value + 0.1 + 0.01 * record.seed)
         probe = Probe("stage", "rl-ocr", "ocr", "", cell.key, above)
         replace(record, probes=(replace(probe, task="geneval"), probe)).save(path)
-    (found,) = judge_claims([Claim("forgets", "cascade/rl-ocr", "cascade", "ocr")], load_runs(paths))
+    (found,) = judge([Claim("forgets", "cascade/rl-ocr", "cascade", "ocr")], load_runs(paths), range(4))
     assert found.verdict == "reproduced"
     assert "is +0.1150 ± " in found.detail
     short = make_runs(tmp_path, ["cascade"], 4, World(updates=20))
-    (again,) = judge_claims([Claim("forgets", "cascade/rl-ocr", "cascade", "ocr")], load_runs([*paths, *short]))
+    (again,) = judge([Claim("forgets", "cascade/rl-ocr", "cascade", "ocr")], load_runs([*paths, *short]), range(4))
     assert again == found  # of the costliest budget
-    (none,) = judge_claims([Claim("forgets", "cascade/rl-ocr", "cascade", "preference")], load_runs(paths))
+    (none,) = judge([Claim("forgets", "cascade/rl-ocr", "cascade", "preference")], load_runs(paths), range(4))
     assert none.verdict == "inconclusive"
 
 
@@ -151,3 +165,125 @@ def value(run, role, task):
     """The score of the policy of a role, for a teacher the task's own."""
     cells = [(p, c) for p in run.record.policies for c in p.cells if p.role == role and c.task == task]
     return next(c.estimate.value for p, c in cells if role != "teacher" or c.trained)
+
+
+def test_a_claim_is_tested_on_its_seeds_alone(tmp_path):
+    """Runs with other seeds change nothing, and a claim that lacks a seed is refused."""
+    worse = World(levels={"base": 0.4, "teacher": 0.8, "student": 0.6})
+    runs = load_runs([*make_runs(tmp_path, ["opd"], 5), *make_runs(tmp_path, ["low"], 5, worse)])
+    claims = [Claim("above", "opd", "low", "ocr"), Claim("gain", "opd", "low", GAIN)]
+    few = [run for run in runs if run.record.seed < 3]
+    assert judge(claims, runs, range(3)) == judge(claims, few, range(3))
+    lacking = judge(claims, few, range(5))
+    assert {(f.verdict, f.missing) for f in lacking} == {("inconclusive", True)}
+    assert lacking[0].detail == "the claim is on seeds 0, 1, 2, 3, 4; 'opd' lacks 3, 4"
+    (marked, _) = judge(claims, runs, range(5), "seed 4 was added later")
+    assert marked.detail.endswith("; seed 4 was added later")
+    assert "over seeds 0-4, median +" in marked.detail
+    assert ", worst +" in marked.detail
+
+
+def test_leaving_runs_out_makes_no_claim_easier(tmp_path):
+    """Holm counts every claim of the family, tested or not."""
+    worse = World(levels={"base": 0.4, "teacher": 0.8, "student": 0.65})
+    runs = load_runs([*make_runs(tmp_path, ["opd"], 5), *make_runs(tmp_path, ["low"], 5, worse)])
+    alone = judge([Claim("above", "opd", "low", "ocr")], runs, range(5))[0]
+    others = [Claim(f"absent {k}", "opd", "absent", "ocr") for k in range(40)]
+    among = judge([Claim("above", "opd", "low", "ocr"), *others], runs, range(5))[0]
+    assert (alone.verdict, among.verdict) == ("reproduced", "inconclusive")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one simulated benchmark is like.
+
+    Attributes:
+        above: how much every method's scores are above the first one's.
+        failing: chance that a seed's run of a method loses most of its gain.
+    """
+
+    methods: int = 6
+    seeds: int = 5
+    above: float = 0.0
+    failing: float = 0.15
+
+
+def simulate(rng, draw):
+    """Runs of methods on one record's form: scores that share each seed's teachers, and runs that fail."""
+    tasks, runs = ("a", "b", "c"), []
+    for seed in range(draw.seeds):
+        base, luck = np.full(3, 0.4), rng.normal(0, 0.03, 3)
+        teachers = np.where(rng.random(3) < draw.failing, 0.42, 0.7) + luck
+        for number in range(draw.methods):
+            failed = rng.random() < draw.failing
+            score = base + (0.05 if failed else 0.28) + luck + rng.normal(0, 0.03, 3) + draw.above * (number > 0)
+            policies = [policy("base", "base", zip(tasks, base, strict=True), ())]
+            policies += [policy(f"t-{t}", "teacher", [(t, x)], (t,)) for t, x in zip(tasks, teachers, strict=True)]
+            policies += [policy("student", "student", zip(tasks, score, strict=True), tasks)]
+            config = {"recipe": {"stages": []}}
+            record = RunRecord(
+                "", str(number), f"m{number}", tasks, seed, {"source": "t", "hash": "h"}, config, (),
+                tuple(policies), {}, "",
+            )  # fmt: skip
+            runs.append(Run(record, Path("none")))
+    return runs
+
+
+def policy(name, role, scores, trained):
+    cells = (Cell(t, "k", t in trained, Estimate(float(x), 0.01, 9, 9, 0), {}) for t, x in scores)
+    return PolicyResult(name, role, {}, tuple(cells), Meter())
+
+
+def error_rates(draw, trials):
+    """Share of simulated benchmarks in which some verdict says reproduced, and diverged."""
+    rng = np.random.default_rng(0)
+    claims = [Claim(f"{k}", "m0", f"m{k}", GAIN) for k in range(1, draw.methods)]
+    claims += [Claim(f"{k} {t}", "m0", f"m{k}", t) for k in range(1, draw.methods) for t in "abc"]
+    said = {"reproduced": 0, "diverged": 0, "either": 0}
+    for _ in range(trials):
+        verdicts = {f.verdict for f in judge(claims, simulate(rng, draw), range(draw.seeds))}
+        said["reproduced"] += "reproduced" in verdicts
+        said["diverged"] += "diverged" in verdicts
+        said["either"] += bool(verdicts & {"reproduced", "diverged"})
+    return {name: count / trials for name, count in said.items()}
+
+
+@pytest.mark.parametrize("failing", [0.0, 0.2])
+def test_wrong_verdicts_are_as_rare_as_the_level_says(failing):
+    """Twenty correlated claims on six equal methods, with failing seeds and teachers: either way at most .05."""
+    trials = 600
+    rates = error_rates(Draw(failing=failing), trials)
+    allowed = 0.05 + 2 * (0.05 * 0.95 / trials) ** 0.5
+    assert rates["either"] <= allowed
+    assert rates["reproduced"] <= 0.025 + 3 * (0.025 * 0.975 / trials) ** 0.5
+    assert rates["diverged"] <= 0.025 + 3 * (0.025 * 0.975 / trials) ** 0.5
+
+
+def test_a_true_difference_is_found_and_by_its_sign():
+    """Power, so that the error rates above are not those of a test that says nothing."""
+    rates = error_rates(Draw(above=0.25, failing=0.0), 60)
+    assert rates["diverged"] > 0.9
+    assert rates["reproduced"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[family]\n", "are not TOML"),
+        ("", "have nothing; expected"),
+        ("[[claim]]\nname = 'x'\n", "have \\['claim'\\]; expected"),
+        ("[[family]]\nname = 'f'\nseeds = [0, 1]\n", "are damaged"),
+        ("[[family]]\nname = 'f'\nseeds = [0]\nclaim = []\n", "has seeds \\[0\\]; expected two or more"),
+        ("[[family]]\nname = 'f'\nseeds = [0, 0]\nclaim = []\n", "expected two or more"),
+        ("[[family]]\nname = 'f'\nseeds = ['a', 'b']\nclaim = []\n", "expected numbers"),
+        ("[[family]]\nname = 'f'\nseeds = [0, 1]\nclaim = [{name='c',better=1,than='b',task='t'}]\n", "expected text"),
+        ("[[family]]\nname = 'f'\nseeds = [0, 1]\nclaim = [{name='c', best='a'}]\n", "are damaged"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_of_claims_is_one_line(text, message, tmp_path):
+    file = tmp_path / "claims.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        load_claims(file)
+    with pytest.raises(UserError, match="cannot read the claims"):
+        load_claims(tmp_path / "absent.toml")

@@ -65,6 +65,8 @@ def test_a_paired_difference_keeps_what_the_seeds_share():
     assert apart.value == pytest.approx(0.05 / 0.4)
     # only the scale's own error is left
     assert apart.se == pytest.approx(apart.value / 0.4 * np.std(teachers, ddof=1) / 3**0.5)
+    # which changes the difference's size and never its sign
+    assert apart.null_se == pytest.approx(0, abs=1e-12)
 
 
 def test_one_seed_or_one_teacher_has_no_interval():
