@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from opdbench.errors import UserError
+from opdbench.files import parse_toml
 from opdbench.leaderboards.check.evidence import COST, GAIN, Claim, Evidence, NoEvidence, preset_of, weigh
 from opdbench.leaderboards.check.gradients import GradientClaim
 from opdbench.leaderboards.check.verdict import Finding, Verdict
@@ -20,11 +20,6 @@ from opdbench.leaderboards.numbers.gain import HEADLINE
 from opdbench.leaderboards.numbers.pairs import ALPHA
 from opdbench.records.run import Run
 from opdbench.stats import detectable, holm
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 LEADERBOARD_TASKS = "ocr,geneval,preference"
 SHIPPED = "claims.toml"
@@ -62,12 +57,12 @@ def load_claims(path: Path | None = None) -> ClaimFile:
     name = SHIPPED if path is None else str(path)
     try:
         source = path or files("opdbench.leaderboards.check").joinpath(SHIPPED)
-        raw = tomllib.loads(source.read_text(encoding="utf-8"))
+        raw = parse_toml(source.read_text(encoding="utf-8"))
         gradients = tuple(GradientClaim(**table) for table in raw.pop("gradient", ()))
         families = tuple(_family(table) for table in raw.pop("family", ()))
     except OSError as error:
         raise UserError(f"cannot read the claims {name!r}: {error.strerror or error}; name a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"claims {name!r} are not TOML: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"claims {name!r} are damaged ({error}); expected tables as in {SHIPPED}") from error

@@ -155,12 +155,8 @@ def _same_columns(runs: Sequence[Run]) -> None:
     known: dict[str, KeyedFolder] = {}
     for run in runs:
         record = run.record
-<<<<<<< HEAD
         # The same weights in two folders are one model: the hash decides, the source is a remark.
         model = {"model": record.model["hash"] or record.model["source"]}
-=======
-        model = {"model": record.model["hash"]}
->>>>>>> acb2b6a (wip)
         for cell in (c for policy in record.policies for c in policy.cells):
             key = key_parts(cell.key) | model
             first = known.setdefault(cell.task, KeyedFolder(key, str(run.folder)))

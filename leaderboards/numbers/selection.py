@@ -130,7 +130,7 @@ def comparable(runs: Sequence[Run], selection: Selection | None = None) -> list[
 def _evaluation(run: Run) -> dict[str, str]:
     """How a run was evaluated, by name: `model`, and `<task> <part of the compare key>`."""
     record = run.record
-    facts = {"model": f"{record.model['source']} {record.model['hash'][:8]}"}
+    facts = {"model": record.model["hash"] or record.model["source"]}
     for policy in record.policies:
         for cell in policy.cells:
             facts |= {f"{cell.task} {name}": value for name, value in key_parts(cell.key).items()}

@@ -120,11 +120,11 @@ def test_a_stratum_of_one_prompt_counts_its_pictures(tmp_path):
     world = World(prompts=3, images=4, groups=3)
     runs = load_runs([make_run(tmp_path, name, 0, world) for name in "ab"])
     rows = align([run.samples("student", "ocr") for run in runs])
-    terms, freedom = rows.error_terms()
+    errors = rows.error_terms()
     expected = [estimate(read_samples(run.samples("student", "ocr"))) for run in runs]
-    assert np.sqrt((terms**2).sum(1)) == pytest.approx([e.se for e in expected])
+    assert np.sqrt((errors.terms**2).sum(1)) == pytest.approx([e.se for e in expected])
     assert rows.means() == pytest.approx([e.value for e in expected])
-    assert freedom == 3 * 3
+    assert errors.freedom == 3 * 3
 
 
 def test_equal_methods_are_told_apart_as_rarely_as_the_level_says(tmp_path):
