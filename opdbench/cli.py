@@ -15,6 +15,7 @@ from opdbench.commands.check import check
 from opdbench.commands.compare import compare, report
 from opdbench.commands.doctor import doctor
 from opdbench.commands.eval import eval_, score
+from opdbench.commands.export import export, push, show
 from opdbench.commands.generate import generate, sample
 from opdbench.commands.installed import data, list_
 from opdbench.commands.plot import plot
@@ -46,7 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Benchmark for giving one text-to-image diffusion model several skills at once.",
 )
-for name, verb in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "run": resumable(run),
     "compare": compare,
     "report": report,
@@ -57,12 +58,16 @@ for name, verb in {
     "eval": resumable(eval_),
     "generate": resumable(generate),
     "sample": sample,
+    "show": show,
+    "export": export,
+    "push": push,
     "data": data,
     "doctor": doctor,
     "variance": resumable(variance),
     "bench": bench,
-}.items():
-    app.command(name)(verb)
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from opdbench.diffusion.sources import TINY, tiny_folder
 from opdbench.errors import UserError
-from opdbench.files import read_json
+from opdbench.files import hash_folder, read_json
 from opdbench.records.run import RunRecord
 from opdbench.records.store import Store, shipped
 
@@ -19,7 +20,7 @@ class Trained:
 
     Attributes:
         adapter: its file.
-        model: source of the model that it was trained on.
+        model: source of the model that it was trained on; "" if a stage's folder does not say.
         title: method and tasks, or the stage's name.
         record: of its run; None if a stage's folder was named.
     """
@@ -39,7 +40,8 @@ def find_trained(place: str) -> Trained:
     folder = Path(place)
     if (folder / "stage.json").is_file():
         about = read_json(folder / "stage.json")
-        return Trained(folder / ADAPTER, "tiny", about["stage"]["name"], None)
+        model = TINY if about["model"].partition("@")[0] == hash_folder(tiny_folder()) else ""
+        return Trained(folder / ADAPTER, model, about["stage"]["name"], None)
     record = RunRecord.load(folder)
     if not record.stages:
         raise UserError(f"run {place!r} trains nothing ({record.method}); name a run with stages")
