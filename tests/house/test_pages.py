@@ -1,4 +1,4 @@
-"""The pages that people read: their length, links, file names, commands, code and figures hold."""
+"""The pages that people read: their length, links, file names, commands and code hold."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import re
 import runpy
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import typer
 
 from opdbench.cli import app
-from opdbench.leaderboards.numbers.cost import cost
-from opdbench.leaderboards.numbers.runs import group_runs, load_runs
 from opdbench.recipes.config import load_recipe
 from opdbench.registry import names, parse_methods, parse_tasks, preset, recipes
-from opdbench.stats import over_seeds
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("opdbench", "baselines", "evaluators", "leaderboards", "tests", ".github")
@@ -162,73 +158,6 @@ def test_python_blocks_run_where_they_stand(page, tmp_path, monkeypatch):
     script = tmp_path / "page.py"
     script.write_text("\n".join(blocks(page, "python")), encoding="utf-8")
     assert runpy.run_path(os.fspath(script), run_name="page")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A table row about a method: its cells by column title."""
-
-    method: str
-    cells: dict[str, str]
-
-
-def method_rows(page: Path) -> list[Row]:
-    """Rows that start with a method and hold its total cost."""
-    rows, titles = [], []
-    for line in prose(page).splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")] if line.startswith("|") else []
-        if not cells:
-            titles = []
-        elif not titles:
-            titles = cells
-        elif (method := re.match(r"`([\w-]+)`", cells[0])) and "forwards, all stages" in titles:
-            rows.append(Row(method[1], dict(zip(titles, cells, strict=True))))
-    return rows
-
-
-@pytest.mark.parametrize(("page", "count"), [("README.md", 5), ("baselines/README.md", 13)])
-def test_tables_of_results_are_what_the_records_say(page, count):
-    rows = method_rows(ROOT / page)
-    records = sorted(path.parent for path in (ROOT / "leaderboards/results/tiny").glob("*/record.json"))
-    groups = {}
-    for group in group_runs(load_runs(records)):
-        paid = cost(group.runs[0].record)
-        groups[group.runs[0].record.method.partition("+")[0], f"{paid.total:,}"] = (group, paid)
-    for row in rows:
-        group, paid = groups[row.method, row.cells["forwards, all stages"]]
-        assert group.seeds == [0, 1, 2, 3, 4]
-        assert row.cells["teachers in parallel"] == f"{paid.parallel:,}"
-        assert row.cells.get("forwards, teachers reused", f"{paid.marginal:,}") == f"{paid.marginal:,}"
-        for task, places in (("GenEval", 3), ("OCR", 3), ("preference", 2)):
-            values = [cell.estimate.value for cell in group.cells(group.runs[0].result.name, task.lower())]
-            shown = [float(number) for number in re.findall(r"\d*\.\d+", row.cells[task])]
-            assert shown == pytest.approx(over_seeds(values), abs=0.51 / 10**places)
-    assert len(rows) == count
-
-
-def test_joint_rl_ends_above_opd_on_every_task_and_seed_as_the_readme_says():
-    by_cost = {}
-    for group in group_runs(load_runs(sorted((ROOT / "leaderboards/results/tiny").glob("*-s?")))):
-        by_cost[group.runs[0].record.method.partition("+")[0], cost(group.runs[0].record).total] = group
-    joint, opd = by_cost["multi-rl-nft", 323_136], by_cost["opd", 322_560]
-    for task in ("geneval", "ocr", "preference"):
-        pairs = zip(joint.cells("student", task), opd.cells("student", task), strict=True)
-        assert all(first.estimate.value > second.estimate.value for first, second in pairs)
-
-
-def test_the_readmes_base_model_and_teachers_are_what_the_records_say():
-    records = sorted(path.parent for path in (ROOT / "leaderboards/results/tiny").glob("*/record.json"))
-    (group,) = (group for group in group_runs(load_runs(records)) if group.runs[0].record.method.startswith("teachers"))
-    lines = prose(ROOT / "README.md").splitlines()
-    base, teachers = (
-        next(line.split(" | ") for line in lines if line.startswith(s)) for s in ("| base", "| the task's")
-    )
-    for column, (task, places) in enumerate((("geneval", 3), ("ocr", 3), ("preference", 2)), start=1):
-        error = 0.51 / 10**places
-        assert float(base[column]) == pytest.approx(group.cells("base", task)[0].estimate.value, abs=error)
-        values = [cell.estimate.value for cell in group.cells(f"teacher-{task}", task)]
-        shown = [float(number) for number in re.findall(r"\d*\.\d+", teachers[column])]
-        assert shown == pytest.approx(over_seeds(values), abs=error)
 
 
 @pytest.mark.parametrize(("section", "listed"), [("## The methods", recipes()), ("## Equations", names("losses"))])
