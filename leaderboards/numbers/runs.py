@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ from opdbench.errors import UserError
 from opdbench.records.run import Cell, PolicyResult, Run, RunRecord
 
 SETTINGS = 2
-"""Most settings that a label names."""
+"""Most settings that a label names if fewer tell the groups apart."""
 KEY_PARTS = ("evaluator", "prompt set", "sampler", "precision")
 
 
@@ -22,8 +22,8 @@ class Group:
     """Runs that differ in their seed only.
 
     Attributes:
-        label: the method, without a preset that all groups have; where it has several groups, with the settings that
-            they differ in, at most two, or else the digest's beginning.
+        label: the method, without a preset that all groups have; where it has several groups, with settings that
+            tell them apart.
         runs: in the order of their seeds.
     """
 
@@ -124,18 +124,41 @@ def common_preset(methods: Iterable[str]) -> str:
 
 
 def _labels(name: str, runs: Mapping[str, Run]) -> dict[str, str]:
-    """By digest, what to call each group of the method `name`, given a run of each."""
+    """By digest, what to call each group of the method `name`, given a run of each.
+
+    Groups are named by the fewest settings that tell all of them apart; by the digest only where no setting does.
+    """
     configs = {digest: config_of(run) for digest, run in runs.items()}
     absent = "none"
     settings = sorted({name for config in configs.values() for name in config})
     differ = [name for name in settings if len({repr(c.get(name, absent)) for c in configs.values()}) > 1]
-    labels = {}
-    for digest, config in configs.items():
-        # Stages of a cascade may differ in the same setting alike: it is said once.
-        changes = list(dict.fromkeys(f"{name.rpartition('.')[2]}={config.get(name, absent)}" for name in differ))
-        suffix = " ".join(changes) if len(changes) <= SETTINGS else digest[:8]
-        labels[digest] = f"{name} {suffix}".rstrip()
-    return labels if len(set(labels.values())) == len(labels) else {d: f"{name} {d[:8]}" for d in runs}
+    suffixes = [""] * len(configs)
+    for wanted in _choices(differ, list(configs.values())):
+        suffixes = [
+            # Stages of a cascade may differ in the same setting alike: it is said once.
+            " ".join(dict.fromkeys(f"{key.rpartition('.')[2]}={config.get(key, absent)}" for key in wanted))
+            for config in configs.values()
+        ]
+        if len(set(suffixes)) == len(suffixes):
+            break
+    if len(set(suffixes)) < len(suffixes):
+        suffixes = [digest[:8] for digest in configs]
+    return {digest: f"{name} {suffix}".rstrip() for digest, suffix in zip(configs, suffixes, strict=True)}
+
+
+def _choices(settings: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Settings to name: all if they are few, then growing choices that tell more and more groups apart."""
+    if len({key.rpartition(".")[2] for key in settings}) <= SETTINGS:
+        yield list(settings)
+    chosen: list[str] = []
+    for _ in settings:
+        told = {
+            key: len({repr([config.get(k) for k in (*chosen, key)]) for config in configs})
+            for key in settings
+            if key not in chosen
+        }
+        chosen = [*chosen, max(told, key=lambda key: told[key])]
+        yield chosen
 
 
 def config_of(run: Run) -> dict[str, Any]:

@@ -149,7 +149,8 @@ def _title(index: int, sets: Sequence[dict[str, str]], members: Sequence[Sequenc
     for name in differing:
         if not name.endswith(PROMPTS):
             what = name if name == "model" else next(part for part in KEY_PARTS if name.endswith(f" {part}"))
-            texts.append(f"{what} {sets[index][name]}")
+            value = sets[index][name]
+            texts.append(f"{what} {value[:12]}" if what == "model" else f"{what} {value}")
     return ", ".join(dict.fromkeys(texts)) or f"set {index + 1}"
 
 

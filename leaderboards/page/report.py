@@ -22,7 +22,8 @@ from opdbench.leaderboards.numbers.compare import Comparison, PolicyScore, compa
 from opdbench.leaderboards.numbers.runs import Group, common_preset, group_runs
 from opdbench.leaderboards.page import figures
 from opdbench.leaderboards.page.album import address, album
-from opdbench.leaderboards.tables.document import blocks, figure_text, quantity, short
+from opdbench.leaderboards.tables.boards import blocks
+from opdbench.leaderboards.tables.document import figure_text, quantity, short
 from opdbench.leaderboards.tables.formats import visible
 from opdbench.records.run import Run
 

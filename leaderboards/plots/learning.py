@@ -12,7 +12,7 @@ from opdbench.leaderboards.numbers.figure import Figure
 from opdbench.leaderboards.numbers.runs import Group
 from opdbench.leaderboards.plots.curves import StageCurve, stage_curves
 from opdbench.leaderboards.plots.style import GREY, SMALL, Pen, canvas, light_grid, pens
-from opdbench.leaderboards.tables.document import stages_in_order
+from opdbench.leaderboards.tables.boards import stages_in_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

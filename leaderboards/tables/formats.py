@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ _LATEX = str.maketrans(
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
         "±": r"$\pm$",
+        "†": r"$^\dagger$",
         "…": r"\dots{}",
     }
 )
@@ -31,8 +31,8 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>opdbench</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color-scheme: light dark }}
 table {{ border-collapse: collapse }}
-th, td {{ padding: .3rem .8rem; text-align: left; border-bottom: 1px solid #8884 }}
-p {{ font-size: 13px; margin: .2rem 0 }} .wide {{ overflow-x: auto }}
+th, td {{ padding: .3rem .8rem; text-align: left; font-variant-numeric: tabular-nums; border-bottom: 1px solid #8884 }}
+.number {{ text-align: right }} p {{ font-size: 13px; margin: .2rem 0 }} .wide {{ overflow-x: auto }}
 </style></head><body>
 {body}
 </body></html>
@@ -56,50 +56,61 @@ def markdown(blocks: Sequence[Block]) -> str:
 
     def cell(text: Text) -> str:
         escaped = visible(text.text).translate(_MARKDOWN)
-        return f"**{escaped}**" if text.strong else escaped
+        return (f"**{escaped}**" if text.strong else escaped) + text.mark
 
-    parts = []
+    lines = []
     for block in blocks:
-        parts += [f"### {cell(Text(block.title))}", ""]
-        parts += ["| " + " | ".join(cell(Text(name)) for name in block.columns) + " |"]
-        parts += ["|" + "---|" * len(block.columns)]
-        parts += ["| " + " | ".join(map(cell, row)) + " |" for row in block.rows]
-        parts += ["", *(f"- {cell(Text(note))}" for note in block.notes), ""]
-    return "\n".join(parts)
+        lines += [f"### {cell(Text(block.title))}", ""]
+        lines += ["| " + " | ".join(cell(Text(name)) for name in block.columns) + " |"]
+        lines += ["|" + "".join("---:|" if number else "---|" for number in block.numeric())]
+        lines += ["| " + " | ".join(map(cell, row)) + " |" for row in block.rows]
+        lines += ["", *(f"- {cell(Text(note))}" for note in block.notes), ""]
+    return "\n".join(lines)
+
+
+def escape_latex(text: str) -> str:
+    """Plain text as LaTeX; letters beyond Latin need XeLaTeX or LuaLaTeX."""
+    return visible(text).translate(_LATEX)
 
 
 def latex(blocks: Sequence[Block]) -> str:
-    """Floats of `tabular`, without packages; letters beyond Latin need XeLaTeX or LuaLaTeX."""
+    """Floats over both columns, with booktabs."""
 
     def cell(text: Text) -> str:
-        escaped = visible(text.text).translate(_LATEX)
-        return rf"\textbf{{{escaped}}}" if text.strong else escaped
+        escaped = escape_latex(text.text)
+        return (rf"\textbf{{{escaped}}}" if text.strong else escaped) + escape_latex(text.mark)
 
-    parts = []
+    lines = []
     for block in blocks:
-        parts += [r"\begin{table}", rf"\caption{{{cell(Text(block.title))}}}"]
-        parts += [rf"\begin{{tabular}}{{{'l' * len(block.columns)}}}", r"\hline"]
-        parts += [" & ".join(cell(Text(name)) for name in block.columns) + r" \\ \hline"]
-        parts += [" & ".join(map(cell, row)) + r" \\" for row in block.rows]
-        parts += [r"\hline", r"\end{tabular}"]
-        parts += [*(rf"\par {cell(Text(note))}" for note in block.notes), r"\end{table}", ""]
-    return "\n".join(parts)
+        layout = "".join("r" if number else "l" for number in block.numeric())
+        lines += [r"\begin{table*}[t]", r"\centering\footnotesize\setlength{\tabcolsep}{3pt}"]
+        lines += [rf"\caption{{{cell(Text(block.title))}. {' '.join(cell(Text(note)) + '.' for note in block.notes)}}}"]
+        lines += [rf"\begin{{tabular}}{{@{{}}{layout}@{{}}}}", r"\toprule"]
+        lines += [" & ".join(cell(Text(name)) for name in block.columns) + r" \\", r"\midrule"]
+        lines += [" & ".join(map(cell, row)) + r" \\" for row in block.rows]
+        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""]
+    return "\n".join(lines)
 
 
 def page(blocks: Sequence[Block]) -> str:
     """One HTML page that loads nothing."""
 
-    def cell(text: Text, tag: str) -> str:
-        escaped = f"<bdi>{html.escape(visible(text.text))}</bdi>"
-        return f"<{tag}><b>{escaped}</b></{tag}>" if text.strong else f"<{tag}>{escaped}</{tag}>"
+    def cell(text: Text, tag: str, number: bool = False) -> str:
+        escaped = f"<bdi>{html.escape(visible(text.text))}</bdi>{text.mark}"
+        kind = ' class="number"' if number else ""
+        return f"<{tag}{kind}><b>{escaped}</b></{tag}>" if text.strong else f"<{tag}{kind}>{escaped}</{tag}>"
 
     parts = []
     for block in blocks:
-        head = "".join(cell(Text(name), "th") for name in block.columns)
-        rows = "\n".join("<tr>" + "".join(cell(text, "td") for text in row) + "</tr>" for row in block.rows)
+        numeric = block.numeric()
+        head = "".join(cell(Text(name), "th", number) for name, number in zip(block.columns, numeric, strict=True))
+        rows = [
+            "".join(cell(text, "td", number) for text, number in zip(row, numeric, strict=True)) for row in block.rows
+        ]
+        body = "\n".join(f"<tr>{row}</tr>" for row in rows)
         parts.append(cell(Text(block.title), "h2"))
         parts.append(
-            f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'
+            f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
         )
         parts += [cell(Text(note), "p") for note in block.notes]
     return _PAGE.format(body="\n".join(parts))
@@ -108,24 +119,10 @@ def page(blocks: Sequence[Block]) -> str:
 RENDERERS: Mapping[str, Callable[[Sequence[Block]], str]] = {"md": markdown, "tex": latex, "html": page}
 
 
-def as_csv(tables: Mapping[str, Sequence[Any]]) -> str:
-    """Dataclasses as one wide table of unrounded numbers, a line each, named by its first column."""
-    rows = [{"table": name, **_flat(dataclasses.asdict(item))} for name, items in tables.items() for item in items]
-    return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
-
-
-def _flat(row: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested fields as `outer.inner`; text that a spreadsheet would run as a formula gets an apostrophe."""
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        name = above + key
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{name}.")
-        elif isinstance(value, (list, tuple)):
-            flat |= _flat({str(k): v for k, v in enumerate(value)}, f"{name}.")
-        else:
-            flat[visible(name)] = _inert(value) if isinstance(value, str) else value
-    return flat
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as one table of unrounded numbers; text that a spreadsheet would run as a formula gets an apostrophe."""
+    safe = [{k: _inert(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+    return pd.DataFrame(safe, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def _inert(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from opdbench.commands.options import NamedRuns, RunsOption, finished
+from opdbench.commands.options import NamedRuns, RunsOption, ShownMethods, ShownSeeds, ShownTasks, finished, selection
 
 CompareFormat = Literal["table", "md", "csv", "tex", "html", "json"]
 
@@ -17,12 +17,15 @@ def compare(
     runs: RunsOption = Path("runs"),
     against: Annotated[str | None, typer.Option(help="also show a published table, e.g. flow-grpo")] = None,
     format_: Annotated[CompareFormat, typer.Option("--format", help="output format")] = "table",
+    methods: ShownMethods = "",
+    tasks: ShownTasks = "",
+    seeds: ShownSeeds = "",
 ) -> None:
     """Compare finished runs: scores over seeds, mean gain, cost and paired tests."""
     from opdbench.commands.terminal import print_comparison
     from opdbench.leaderboards.numbers.runs import load_runs
 
-    print_comparison(load_runs(finished(named, runs)), against, format_)
+    print_comparison(load_runs(finished(named, runs)), against, format_, selection(methods, tasks, seeds))
 
 
 def report(

@@ -5,21 +5,30 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console as Rich
 from rich.table import Table
 from rich.text import Text
 
 from opdbench.leaderboards.check.verdict import Finding, finding_block
 from opdbench.leaderboards.numbers.compare import compare
+from opdbench.leaderboards.numbers.selection import Selection, comparable
 from opdbench.leaderboards.tables import rows as rows_of
-from opdbench.leaderboards.tables.document import Block, aggregate_block, blocks, probe_blocks, score_block
-from opdbench.leaderboards.tables.formats import RENDERERS, as_csv, visible
+from opdbench.leaderboards.tables.boards import aggregate_block, blocks, machine_note, probe_blocks, score_block
+from opdbench.leaderboards.tables.document import Block
+from opdbench.leaderboards.tables.document import Text as Shown
+from opdbench.leaderboards.tables.formats import RENDERERS, as_csv, escape_latex, visible
+from opdbench.leaderboards.tables.paper import paper_tables
 from opdbench.leaderboards.tables.published import find, published_blocks, published_numbers
+from opdbench.leaderboards.tables.tidy import published_rows, tidy_rows
 from opdbench.recipes.config import RELEASED
 from opdbench.records.run import Run, RunRecord
+
+NO_MARK = "\u2007"
+"""A space as wide as a digit."""
 
 
 def print_json(value: object) -> None:
@@ -37,23 +46,47 @@ def print_runs(runs: Sequence[Run]) -> None:
         _costs(run.record)
 
 
-def print_comparison(runs: Sequence[Run], against: str | None, format_: str) -> None:
-    """Runs side by side, and a published table below them, in any format."""
-    comparison = compare(runs)
+def print_comparison(
+    runs: Sequence[Run], against: str | None, format_: str, selection: Selection | None = None
+) -> None:
+    """Runs side by side, each set of comparable runs by itself, and a published table below them, in any format.
+
+    Args:
+        runs: finished runs; those that were evaluated differently are shown in sets of their own.
+        against: name of a published table.
+        format_: table, md, tex, html, csv or json.
+        selection: what to show of the runs.
+    """
+    sets = comparable(runs, selection)
     table = find(against) if against else None
     if format_ == "json":
-        print_json({**asdict(comparison), "published": asdict(table) if table else None})
+        contents = [{"set": alike.title, **asdict(compare(alike.runs, alike.all_runs)),
+                  "rows": tidy_rows(alike.runs, alike.all_runs, alike.title)} for alike in sets]  # fmt: skip
+        whole = contents[0] if len(contents) == 1 else {"sets": contents}
+        print_json(whole | {"published": asdict(table) if table else None})
         return
     if format_ == "csv":
-        pairs = [pair for column in comparison.columns for pair in column.pairs]
-        tables = {"score": comparison.scores, "method": comparison.entries, "pair": pairs, "probe": comparison.probes}
-        sys.stdout.write(as_csv(tables | {"published": published_numbers(table) if table else []}))
+        rows = [row for alike in sets for row in tidy_rows(alike.runs, alike.all_runs, alike.title)]
+        sys.stdout.write(as_csv(rows + (published_rows(published_numbers(table)) if table else [])))
         return
-    shown = blocks(comparison) + (published_blocks(table, comparison, runs) if table else [])
-    if format_ == "table":
-        print_blocks(shown)
-    else:
-        sys.stdout.write(RENDERERS[format_](shown))
+    for alike in sets:
+        comparison = compare(alike.runs, alike.all_runs)
+        beside = published_blocks(table, comparison, alike.runs) if table else []
+        if format_ == "tex":
+            sys.stdout.write(paper_tables(comparison, alike.title, escape_latex) + "\n")
+            sys.stdout.write(RENDERERS[format_](beside))
+            continue
+        first, *rest = blocks(comparison)
+        first = replace(first, notes=(*first.notes, *machine_note(alike.runs)))
+        shown = [_titled(block, alike.title) for block in (first, *rest, *beside)]
+        if format_ == "table":
+            print_blocks(shown)
+        else:
+            sys.stdout.write(RENDERERS[format_](shown))
+
+
+def _titled(block: Block, title: str) -> Block:
+    return replace(block, title=f"{block.title} ({title})") if title else block
 
 
 def print_estimates(rows: Sequence[Mapping[str, Any]], format_: str) -> None:
@@ -98,14 +131,23 @@ def print_blocks(shown: Sequence[Block]) -> None:
     """Tables on the terminal; wide where the output is no terminal, so that a file loses nothing."""
     console = Rich() if sys.stdout.isatty() else Rich(width=200)
     for block in shown:
-        out = Table(title=_text(block.title), title_justify="left")
-        for name in block.columns:
-            out.add_column(_text(name))
+        numeric = block.numeric()
+        marked = [any(row[k].mark for row in block.rows) for k in range(len(block.columns))]
+        out = Table(title=_text(block.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for name, number in zip(block.columns, numeric, strict=True):
+            out.add_column(_text(name), justify="right" if number else "left")
         for row in block.rows:
-            out.add_row(*(_text(cell.text, cell.strong) for cell in row))
+            out.add_row(*(_cell(cell, mark) for cell, mark in zip(row, marked, strict=True)))
         console.print(out)
         for note in block.notes:
             console.print(_text(note), style="dim")
+        console.print()
+
+
+def _cell(cell: Shown, marked: bool) -> Text:
+    """A cell; in a column with marks every number leaves room for one, so that the digits stay aligned."""
+    text = _text(cell.text, cell.strong)
+    return text.append(visible(cell.mark) if cell.mark else NO_MARK) if marked else text
 
 
 def _text(text: str, strong: bool = False) -> Text:

@@ -7,16 +7,20 @@ import io
 import json
 import random
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from command import opdbench
-from records import World, make_run, two_equal_and_a_better_one
+from records import World, make_run, make_runs, two_equal_and_a_better_one
 
 from opdbench.commands.terminal import print_comparison
 from opdbench.leaderboards.numbers.compare import compare
 from opdbench.leaderboards.numbers.runs import load_runs
-from opdbench.leaderboards.tables.document import blocks, quantity
+from opdbench.leaderboards.tables.boards import blocks
+from opdbench.leaderboards.tables.document import quantity
 from opdbench.leaderboards.tables.formats import RENDERERS, as_csv, visible
 
 
@@ -105,13 +109,13 @@ def test_hostile_names_keep_markdown_rows_whole(hostile):
 
 def test_hostile_names_keep_latex_rows_whole(hostile):
     text = RENDERERS["tex"](blocks(compare(hostile)))
-    bodies = re.findall(r"\\begin\{tabular\}\{(l+)\}\n\\hline\n(.*?)\\hline\n\\end", text, re.S)
+    bodies = re.findall(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}\n\\toprule\n(.*?)\\bottomrule\n\\end", text, re.S)
     assert bodies
     for columns, body in bodies:
         for line in body.strip().splitlines():
-            assert line.rstrip().endswith((r"\\", r"\hline"))
-            assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1
-    plain = re.sub(r"\\[{}$&#_%\\]", "", text)
+            assert line.rstrip().endswith((r"\\", r"\midrule"))
+            assert line == r"\midrule" or len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1
+    plain = re.sub(r"\\[{}$&#_%\\]", "", text).replace(r"$^\dagger$", "")
     assert plain.count("{") == plain.count("}")
     assert not set("#%^~") & set(plain)
 
@@ -120,7 +124,7 @@ def test_hostile_names_run_nothing_in_a_spreadsheet(hostile, capsys):
     print_comparison(hostile, None, "csv")
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     assert len({len(row) for row in rows}) == 1
-    labels = {row[1] for row in rows[1:]}
+    labels = {row[rows[0].index("label")] for row in rows[1:]}
     assert "'" + '=HYPERLINK("x")' in labels
     assert not [cell for row in rows for cell in row if cell[:1] in ("=", "@", "\t", "\r")]
 
@@ -151,4 +155,46 @@ def test_json_keeps_names_as_they_are(hostile, capsys):
 def test_long_names_are_cut_and_hidden_characters_spelt():
     assert visible("a\u202eb\n") == "a\\u202eb\\u000a"
     assert visible("שלום") == "\u2068שלום\u2069"
-    assert as_csv({"x": []}) == "\n"
+    assert as_csv([]) == "\n"
+
+
+def test_latex_fits_a_column_of_a_two_column_paper(tmp_path):
+    program = shutil.which("pdflatex")
+    if program is None:
+        pytest.skip("no pdflatex on PATH; install TeX Live")
+    results = Path(__file__).parents[2] / "leaderboards" / "results" / "tiny"
+    done = opdbench("compare", "--runs", results, "--format", "tex")
+    assert done.returncode == 0
+    head = r"\documentclass[twocolumn]{article}\usepackage{booktabs}\begin{document}"
+    (tmp_path / "paper.tex").write_text(head + done.stdout + r"\end{document}")
+    command = [program, "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert "Overfull" not in (tmp_path / "paper.log").read_text(errors="replace")
+
+
+def test_runs_of_unlike_evaluations_are_shown_in_sets(tmp_path):
+    usual = make_runs(tmp_path / "usual", ["opd", "sft"], 2)
+    few = make_runs(tmp_path / "few", ["opd"], 2, World(prompts=12))
+    done = opdbench("compare", *few, *usual)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("Scores (40 prompts per task)") < done.stdout.index("Scores (12 prompts per task)")
+    done = opdbench("compare", *few, *usual, "--methods", "sft", "--tasks", "ocr", "--format", "json")
+    shown = json.loads(done.stdout)
+    assert [entry["method"] for entry in shown["entries"]] == ["sft"]
+    values = [row["value"] for row in shown["rows"] if (row["metric"], row["policy"]) == ("score", "student")]
+    (score,) = [s for s in shown["scores"] if s["policy"] == "student"]
+    assert sum(values) / 2 == pytest.approx(score["figure"]["value"])
+
+
+def test_csv_has_a_row_per_run_policy_task_metric_and_seed(runs, capsys):
+    print_comparison(runs, None, "csv")
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    keys = [tuple(row[name] for name in ("run", "policy", "task", "metric", "seed")) for row in rows]
+    assert len(set(keys)) == len(keys)
+    run = runs[0].record
+    (score,) = [row for row in rows if row["run"] == run.digest and (row["policy"], row["task"], row["metric"]) ==
+                ("student", "ocr", "score")]  # fmt: skip
+    cell = next(c for c in runs[0].result.cells if c.task == "ocr")
+    assert float(score["value"]) == cell.estimate.value
+    assert (score["seed"], score["n"], score["torch"]) == (str(run.seed), str(cell.estimate.n), "2.7")
+    assert {row["metric"] for row in rows} >= {"score", "share", "mean gain", "forwards", "seconds"}

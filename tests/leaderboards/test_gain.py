@@ -16,7 +16,7 @@ from opdbench.leaderboards.numbers.compare import compare
 from opdbench.leaderboards.numbers.gain import HEADLINE, Scale, TeacherScore, gain_of
 from opdbench.leaderboards.numbers.runs import load_runs
 from opdbench.leaderboards.page.report import page
-from opdbench.leaderboards.tables.document import aggregate_block
+from opdbench.leaderboards.tables.boards import aggregate_block
 
 
 def scale(task, base, scores):

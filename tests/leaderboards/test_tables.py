@@ -8,14 +8,17 @@ import json
 from dataclasses import replace
 
 import pytest
-from records import BETTER, World, make_runs, two_equal_and_a_better_one
+from records import BETTER, World, make_run, make_runs, two_equal_and_a_better_one
 
 from opdbench.core import Estimate
 from opdbench.files import write_text
 from opdbench.leaderboards.numbers.compare import compare
+from opdbench.leaderboards.numbers.figure import Figure
 from opdbench.leaderboards.numbers.runs import group_runs, load_runs
-from opdbench.leaderboards.tables.document import LISTED, blocks, score_block
+from opdbench.leaderboards.tables.boards import LISTED, blocks, machine_note, score_block
+from opdbench.leaderboards.tables.document import figure_columns, rounded
 from opdbench.leaderboards.tables.formats import as_csv
+from opdbench.leaderboards.tables.tidy import tidy_rows
 from opdbench.records.run import Probe, RunRecord
 from opdbench.records.store import read_curve
 
@@ -51,10 +54,12 @@ def test_probes_are_tables_of_their_own(runs):
     assert shown["Changed prompts and guidance"].columns[2:] == ("ocr, guidance 2",)
     assert "KL from the teachers" in shown
     assert not {"Stage by stage", "KL from the teachers"} & {block.title for block in blocks(compare(even))}
-    lines = csv.DictReader(io.StringIO(as_csv({"probe": comparison.probes})))
-    assert {(line["kind"], line["figure.seeds"]) for line in lines} == {
-        (kind, "5") for kind in ("stage", "prompts", "change", "kl")
-    }
+    probed_runs = [probed(run, 0.1 * (run.record.seed - 2)) for run in even]
+    lines = list(csv.DictReader(io.StringIO(as_csv(tidy_rows(probed_runs, probed_runs)))))
+    for metric in ("stage", "prompts/geneval", "change/guidance 2", "kl"):
+        same = [line for line in lines if line["metric"] == metric]
+        assert [float(line["value"]) for line in same] == pytest.approx([0.05, 0.15, 0.25, 0.35, 0.45])
+        assert [line["seed"] for line in same] == ["0", "1", "2", "3", "4"]
 
 
 def test_probes_and_curves_survive_a_record(runs, tmp_path):
@@ -74,7 +79,8 @@ def test_a_policy_that_methods_share_is_one_row(tmp_path):
     teachers = [(name, f"teacher-{task}") for name in "ab" for task in ("ocr", "geneval")]
     assert rows[0] == ("a, b", "base")
     assert sorted(rows[1:5]) == sorted(teachers)  # of the same name, and each its own
-    assert rows[5:] == [("a", "student"), ("b", "student")]
+    gains = {entry.label: entry.mean_gain.value for entry in compare(runs).entries}
+    assert rows[5:] == [(label, "student") for label in sorted(gains, key=lambda label: -gains[label])]
     more = load_runs(make_runs(tmp_path, ["c"], 1))
     assert score_block(compare([*runs, *more])).rows[0][0].text == "3 methods"
 
@@ -113,3 +119,36 @@ def test_a_setting_that_all_stages_have_alike_is_named_once(tmp_path):
     runs = load_runs([*make_runs(tmp_path, ["opd"], 1), *make_runs(tmp_path, ["opd"], 1, World(updates=90))])
     assert all(len(run.record.stages) == 3 for run in runs)
     assert [group.label for group in group_runs(runs)] == ["opd updates=50", "opd updates=90"]
+
+
+def test_a_column_has_equal_digits_and_no_negative_zero():
+    figures = [Figure(-0.4, 11.0, True, 2), Figure(3.14159, 9.0, True, 2), Figure(12.0, 14.0, True, 2), Figure(None)]
+    values, intervals, errors = figure_columns("gain", figures)
+    assert [cell.text for cell in values.cells] == ["0", "3", "12", "-"]
+    assert [cell.text for cell in intervals.cells] == ["±11", "±9", "±14", ""]
+    assert not any(cell.text for cell in errors.cells)
+    mixed = figure_columns("score", [Figure(0.5, 0.031, False, 1), Figure(0.75, 0.02, True, 5)])
+    assert [[cell.text for cell in column.cells] for column in mixed] == [
+        ["0.500", "0.750"], ["", "±0.020"], ["±0.031", ""],
+    ]  # fmt: skip
+    assert rounded(-0.0004, 3, "+") == "+0.000"
+
+
+def test_the_best_is_bold_and_what_cannot_be_told_apart_is_marked(runs, tmp_path):
+    block = score_block(compare(runs))
+    assert block.columns[:3] == ("method", "policy", "geneval")
+    students = [(row[0].text, row[2].strong, row[2].mark) for row in block.rows if row[1].text == "student"]
+    assert students[0] == ("good", True, "")
+    assert [student[1:] for student in students[1:]] == [(False, "")] * 2
+    alike = load_runs(make_runs(tmp_path, ["a", "b"], 3))
+    marks = sorted((row[2].strong, row[2].mark) for row in score_block(compare(alike)).rows if row[1].text == "student")
+    assert marks == [(False, "†"), (True, "")]
+    assert not any(row[2].strong or row[2].mark for row in block.rows if row[1].text != "student")
+
+
+def test_runs_of_another_torch_are_named(tmp_path):
+    runs = load_runs([*make_runs(tmp_path, ["a"], 2), make_run(tmp_path, "b", 0, torch="2.9")])
+    (note,) = machine_note(runs)
+    assert note.startswith("these runs differ in torch")
+    assert note.endswith("2.7 (2 runs), 2.9 (1 runs)")
+    assert machine_note(runs[:2]) == []
