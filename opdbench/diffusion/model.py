@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Adapter, Lora
+from opdbench.diffusion.lora_layer import fuse
 from opdbench.diffusion.sources import MAX_TEXT, TINY, _load, latent_shape
 from opdbench.diffusion.walk import Velocity
 from opdbench.errors import UserError
@@ -186,6 +187,7 @@ class Model:
         self._fits(lora, start)
         network = self._layers()
         adapters.attach(network, lora, seed)
+        fuse(network)
         if start is not None:
             adapters.write(network, start.tensors)
         return Policy(network, guidance, self.empty, self.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft.tuners.lora import Linear
 
 from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Adapter, Lora
@@ -122,3 +123,43 @@ def test_wrong_and_missing_tensors_are_errors(model, adapter, tmp_path):
     (tmp_path / "b.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(UserError, match="cannot read the adapter"):
         Adapter.load(tmp_path / "b.safetensors")
+
+
+def test_the_fused_layer_has_the_bits_of_peft(model):
+    """Output and gradients of a denoiser with an adapter, on the CPU in fp32."""
+    policy, x = model.student(LORA, 1.0, 0), Noise(["a", "b"], model.latent_shape).draw()
+    layers = [m for m in policy.network.modules() if isinstance(m, Linear)]
+    assert layers
+    generator = torch.Generator().manual_seed(1)
+    filled = {k: torch.randn(t.shape, generator=generator) / 20 for k, t in adapters.read(policy.network).items()}
+    adapters.write(policy.network, filled)
+    condition = model.encode(["a photo of a star", 'the word "AB"'])
+    velocities, gradients = [], []
+    for plain in (False, True):
+        if plain:
+            for layer in layers:
+                del layer.forward  # PEFT's own is the class's
+        velocity = policy.velocity(x, 0.5, condition)
+        velocity.square().sum().backward()
+        velocities.append(velocity.detach())
+        gradients.append({k: p.grad.clone() for k, p in adapters.trainable(policy.network).items()})
+        policy.network.zero_grad()
+    assert torch.equal(*velocities)
+    assert all(torch.equal(gradients[0][name], gradient) for name, gradient in gradients[1].items())
+
+
+def test_the_fused_layer_leaves_other_adapters_to_peft(model):
+    """A second adapter that is switched on, and none at all, act as they do without the fused layer."""
+    policy, x = model.student(LORA, 1.0, 0), Noise(["a"], model.latent_shape).draw()
+    condition = model.encode(["a photo of a star"])
+    generator = torch.Generator().manual_seed(1)
+    filled = {k: torch.randn(t.shape, generator=generator) / 20 for k, t in adapters.read(policy.network).items()}
+    adapters.write(policy.network, filled)
+    with torch.no_grad():
+        own = policy.velocity(x, 0.5, condition)
+        base = model.frozen(None, 1.0).velocity(x, 0.5, condition)
+        policy.network.add_adapter(LORA.config(), adapter_name="other")  # fresh, and switched on
+        torch.testing.assert_close(policy.velocity(x, 0.5, condition), base)
+        policy.network.disable_adapters()
+        assert torch.equal(policy.velocity(x, 0.5, condition), base)
+    assert not torch.allclose(own, base)
