@@ -18,7 +18,7 @@ from PIL.Image import Image
 
 from opdbench.core import Prompt, Score, Split
 from opdbench.errors import UserError
-from opdbench.evaluators.loading.pictures import check_picture, cropped
+from opdbench.evaluators.loading.pictures import cropped, score_fit
 from opdbench.evaluators.loading.weights import Checkpoint, keyed
 from opdbench.evaluators.preference.clip import Clip, load_clip
 from opdbench.evaluators.preference.judge import BATCH, CLIP_L
@@ -42,6 +42,7 @@ class Diversity:
     range = (0.0, 2.0)
     higher_is_better = True
     compares = True
+    payload = ()
 
     def __init__(
         self, source: str, model: str, prompts: Callable[[Split], Sequence[Prompt]], shipped: str = ""
@@ -79,20 +80,22 @@ class Diversity:
         return ""
 
     def score(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Score]:
-        """Distances within each prompt; a picture that is the only one here is unscored.
+        """Distances within each prompt; a picture that is unfit, or the only one of its prompt, is unscored.
 
         Raises:
-            UserError: if a picture is not RGB or too small, or the model cannot be loaded.
+            UserError: if a picture is not RGB, or the model cannot be loaded.
         """
-        for image in images:
-            check_picture(image, "diversity")
-        places: dict[str, list[int]] = defaultdict(list)
-        for place, prompt in enumerate(prompts):
-            places[prompt.id].append(place)
-        found: dict[int, Score] = {}
-        for own in places.values():
-            found |= dict(zip(own, self._distances([images[place] for place in own]), strict=True))
-        return [found[place] for place in range(len(prompts))]
+
+        def score(fit: Sequence[int]) -> list[Score]:
+            numbers: dict[str, list[int]] = defaultdict(list)
+            for number in fit:
+                numbers[prompts[number].id].append(number)
+            scores: dict[int, Score] = {}
+            for own in numbers.values():
+                scores |= dict(zip(own, self._distances([images[number] for number in own]), strict=True))
+            return [scores[number] for number in fit]
+
+        return score_fit(images, prompts, "diversity", score)
 
     def _distances(self, images: Sequence[Image]) -> list[Score]:
         if len(images) < 2:

@@ -14,7 +14,8 @@ from typing import Any
 from opdbench.errors import UserError, unknown
 from opdbench.evaluators.geneval.rules import judge
 from opdbench.evaluators.geneval.spec import number, parse_detections, parse_metadata, parse_options
-from opdbench.evaluators.ocr.rules import Reading, score_text, unscored
+from opdbench.evaluators.ocr.rules import TextReward, score_text, unscored
+from opdbench.prompt_sets import read_lines
 
 
 def _need(row: Mapping[str, Any], key: str) -> Any:
@@ -44,7 +45,7 @@ def _strings(value: object) -> list[str] | None:
     return value
 
 
-def _read(row: Mapping[str, Any]) -> Reading:
+def _read(row: Mapping[str, Any]) -> TextReward:
     prompt = _need(row, "prompt")
     if not isinstance(prompt, str):
         raise UserError(f"prompt must be a string, got {brief(prompt)}")
@@ -62,7 +63,8 @@ def _read(row: Mapping[str, Any]) -> Reading:
 
 def _score_ocr(row: Mapping[str, Any]) -> dict[str, Any]:
     reading = _read(row)
-    return {"score": reading.value, "error": reading.error or None}
+    warning = {"warning": reading.doubt} if reading.doubt else {}
+    return {"score": reading.value, "error": reading.error or None, **warning}
 
 
 _SCORERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
@@ -87,27 +89,26 @@ def _parse(line: str) -> Mapping[str, Any]:
     return row
 
 
-def _score_line(task: str, line: str, place: int) -> dict[str, Any]:
+def _score_line(task: str, line: str, number: int) -> dict[str, Any]:
     name: str | int | None = None
     try:
         row = _parse(line)
-        found = _need(row, "id")
-        if isinstance(found, bool) or not isinstance(found, (str, int)):
-            raise UserError(f"id must be a string or an integer, got {brief(found)}")
-        name = found
+        given = _need(row, "id")
+        if isinstance(given, bool) or not isinstance(given, (str, int)):
+            raise UserError(f"id must be a string or an integer, got {brief(given)}")
+        name = given
         return {"id": name, **_SCORERS[task](row)}
     except UserError as error:
-        return {"id": name, **_UNSCORED[task], "error": f"line {place}: {error}"}
+        return {"id": name, **_UNSCORED[task], "error": f"line {number}: {error}"}
 
 
 def score_file(task: str, file: Path) -> Iterator[dict[str, Any]]:
     """`score_rows` of a file's lines."""
     if task not in TASKS:
         raise unknown("task", task, TASKS)
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {str(file)!r}: {error}") from error
+    lines = read_lines(file)
+    if not any(line.strip() for line in lines):
+        raise UserError(f"no row in {str(file)!r}; expected one JSON object per line")
     return score_rows(task, lines)
 
 
@@ -118,11 +119,12 @@ def score_rows(task: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         task: `geneval` (rows with `id`, `metadata`, `detections` and perhaps `options`) or `ocr`
             (rows with `id`, `prompt`, `recognized` and perhaps `rec_scores`, `ocr_raises`,
             `ocr_returns_none`).
-        lines: JSON text, one object a line.
+        lines: JSON text, one object per line.
 
     Returns:
         For geneval `id, correct, reasons, strict, dense_flowgrpo, dense_fixed`; for ocr
-        `id, score, error`. A row that cannot be scored has null there and says why in `error`.
+        `id, score, error`, and `warning` where another text may be meant. A row that cannot be scored has null
+        there and says why in `error`.
 
     Raises:
         UserError: at once, for an unknown task; never for a row.

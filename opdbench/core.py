@@ -167,9 +167,37 @@ def compares(evaluator: Evaluator) -> bool:
     return bool(getattr(evaluator, "compares", False))
 
 
-def metric_key(evaluator: Evaluator) -> str:
-    """Name, version and backend: `geneval@1[shapes]`."""
-    return f"{evaluator.name}@{evaluator.version}[{evaluator.backend}]"
+def payload(evaluator: Evaluator) -> Sequence[str] | None:
+    """Keys of a prompt's `spec` that the evaluator reads, as its `payload` says; None if it does not say."""
+    keys: Sequence[str] | None = getattr(evaluator, "payload", None)
+    return keys
+
+
+def doubt(evaluator: Evaluator, prompt: Prompt) -> str:
+    """Why a prompt may be scored for something else than it asks for, as the evaluator's `doubt` says; else ""."""
+    ask = getattr(evaluator, "doubt", None)
+    return "" if ask is None else str(ask(prompt))
+
+
+JUDGE_FAILED = "judge_failed"
+"""Key of the details of a score that is missing because the judge failed, not because of its answer."""
+
+
+def judge_failed(row: Score | Sample) -> bool:
+    """Whether the judge itself failed (a server that was down), so that asking it again may give a score."""
+    return row.value is None and bool(row.details.get(JUDGE_FAILED))
+
+
+def metric_key(evaluator: Evaluator, side: int | None = None) -> str:
+    """Name, version and backend: `geneval@1[shapes]`.
+
+    Args:
+        evaluator: whose numbers they are.
+        side: of the pictures, in pixels, for an evaluator whose `version_at(side)` depends on it.
+    """
+    version_at = getattr(evaluator, "version_at", None)
+    version = evaluator.version if version_at is None or side is None else version_at(side)
+    return f"{evaluator.name}@{version}[{evaluator.backend}]"
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -79,6 +80,11 @@ def read_json(path: Path) -> Any:
 def parse_toml(text: str, parse_float: Callable[[str], Any] = float) -> dict[str, Any]:
     """TOML to a dictionary; `ValueError` (tomllib's `TOMLDecodeError`) if it is none."""
     return tomllib.loads(text, parse_float=parse_float)
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """A picture of kind `png` or `webp` as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def hash_folder(folder: Path) -> str:

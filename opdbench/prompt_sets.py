@@ -1,8 +1,8 @@
 """Prompt sets of real benchmarks: fetched on request, pinned by revision and sha256, never shipped.
 
-A file is read as UTF-8 and split at newlines alone. Equal rows are one prompt with so many pictures more, so
-that a standard error clustered by prompt knows them as one (DrawBench is usually passed on with each prompt
-five times).
+A file is read as UTF-8, with or without a byte order mark, and split at newlines alone. Rows of equal content are
+one prompt with more pictures, so that a standard error clustered by prompt knows them as one (DrawBench is usually
+passed on with each prompt five times).
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from opdbench.files import write_bytes
 
 TIMEOUT = 30
 """Seconds to wait for a server."""
+
+BOOKKEEPING = ("id", "seed", "index", "sample", "image", "file", "file_name", "path", "url", "steps", "guidance")
+"""Keys of a row that say how its picture was made or named, never what it should show."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +128,14 @@ def pull(name: str) -> Path:
     return path
 
 
-def _check_hash(name: str, place: str, content: bytes) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found != (SETS[name].sha256 or found):
-        raise UserError(f"prompt set {name!r} from {place!r} has sha256 {found}; expected {SETS[name].sha256}")
+def _check_hash(name: str, source: str, content: bytes) -> None:
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != (SETS[name].sha256 or actual):
+        raise UserError(f"prompt set {name!r} from {source!r} has sha256 {actual}; expected {SETS[name].sha256}")
 
 
 def load(name: str, task: str) -> tuple[Prompt, ...]:
-    """Prompts of a pulled set for a task, in the pictures a prompt of its protocol."""
+    """Prompts of a pulled set for a task, each with the number of pictures of its protocol."""
     path = local_path(name)
     if not path.exists():
         raise UserError(f"prompt set {name!r} is not here; run: opdbench data pull {name}, or give --prompts FILE")
@@ -141,38 +144,40 @@ def load(name: str, task: str) -> tuple[Prompt, ...]:
 
 
 def pulled(name: str, task: str | None = None, train: str = "") -> Callable[[Split], Sequence[Prompt]]:
-    """An evaluator's `prompts`: the set of its test split and that of `train`, read when asked."""
+    """An evaluator's `prompts` function: the test split reads set `name`, the train split reads set `train`."""
 
     def prompts(split: Split) -> Sequence[Prompt]:
         if split != "test" and not train:
-            raise UserError(f"prompt set {name!r} has test prompts alone; it cannot be trained on")
+            raise UserError(f"prompt set {name!r} has test prompts only; it cannot be used for training")
         return load(name if split == "test" else train, task or name)
 
     return prompts
 
 
-def read_prompts(path: Path, task: str, name: str | None = None, images: int = 1) -> tuple[Prompt, ...]:
-    """Prompts of a file: `.jsonl` (objects with `prompt`), `.tsv` (a column `Prompt`) or text, one a line.
+def read_prompts(
+    path: Path, task: str, name: str | None = None, images: int = 1, payload: Sequence[str] | None = None
+) -> tuple[Prompt, ...]:
+    """Prompts of a file: `.jsonl` (objects with `prompt`), `.tsv` (a column `Prompt`) or text, one per line.
 
     Args:
         path: the file.
         task: evaluator that they are for.
         name: first part of their ids; the file's stem if None.
         images: pictures for each row.
+        payload: keys of a row that the evaluator reads; None if that is unknown (`core.payload`).
 
     Raises:
         UserError: if the file cannot be read, a row has no text, or there is no row.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompts {str(path)!r}: {error}") from error
     readers = {".jsonl": _json_rows, ".tsv": _table_rows}
     counts: dict[str, int] = {}
     specs: dict[str, Mapping[str, Any]] = {}
-    for place, spec in readers.get(path.suffix, _text_rows)(lines):
-        if not isinstance(spec.get("prompt"), str) or not spec["prompt"].strip():
-            raise UserError(f"prompts {str(path)!r}, line {place}: no text; expected a 'prompt'")
+    for number, row in readers.get(path.suffix, _text_rows)(read_lines(path, "prompts")):
+        where = f"prompts {str(path)!r}, line {number}"
+        if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+            raise UserError(f"{where}: no text; expected a 'prompt'")
+        check_characters(row, where)
+        spec = cluster_spec(row, payload)
         key = json.dumps(spec, sort_keys=True)
         counts[key] = counts.get(key, 0) + images
         specs[key] = spec
@@ -183,6 +188,55 @@ def read_prompts(path: Path, task: str, name: str | None = None, images: int = 1
         Prompt(f"{stem}/{k:04d}", spec["prompt"].strip(), task, spec, counts[key])
         for k, (key, spec) in enumerate(specs.items())
     )
+
+
+def read_lines(path: Path, what: str = "rows") -> list[str]:
+    """Lines of a UTF-8 file without its byte order mark, split at newlines alone; `what` it holds is for messages.
+
+    Raises:
+        UserError: if it cannot be read as UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {what} {str(path)!r}: {error}; expected a text file in UTF-8") from error
+
+
+def parse_row(text: str, where: str) -> dict[str, Any]:
+    """A JSON object whose strings can be written to any file.
+
+    Raises:
+        UserError: if it is none; `where` names the row.
+    """
+    try:
+        row = json.loads(text)
+        if isinstance(row, dict):
+            check_characters(row, where)
+            return row
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+    raise UserError(f"{where} is a {type(row).__name__}; expected an object with a string 'prompt'")
+
+
+def check_characters(row: object, where: str) -> None:
+    """Raise `UserError` if a string of the row holds a NUL or half of a surrogate pair, which no tokenizer takes."""
+    text = json.dumps(row, ensure_ascii=False).replace("\\\\", "")  # escaped backslashes, which are text
+    surrogate = next((char for char in text if "\ud800" <= char <= "\udfff"), "")
+    if surrogate or "\\u0000" in text:
+        name = f"the lone surrogate {surrogate!a}" if surrogate else "a NUL character"
+        raise UserError(f"{where} holds {name}; expected Unicode text without it")
+
+
+def cluster_spec(row: Mapping[str, Any], payload: Sequence[str] | None) -> dict[str, Any]:
+    """What of a row makes its prompt: the text and what the judge reads, so that a seed or an id makes no new prompt.
+
+    Args:
+        row: with `prompt`.
+        payload: keys that the judge reads; if None all but `BOOKKEEPING`.
+    """
+    if payload is None:
+        return {key: value for key, value in row.items() if key not in BOOKKEEPING}
+    return {key: row[key] for key in ("prompt", *payload) if key in row}
 
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
@@ -203,13 +257,6 @@ def _table_rows(lines: Sequence[str]) -> Rows:
 
 
 def _json_rows(lines: Sequence[str]) -> Rows:
-    for place, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"prompts line {place} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"prompts line {place} is a {type(row).__name__}; expected an object with 'prompt'")
-        yield place, row
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, parse_row(line, f"prompts line {number}")

@@ -19,6 +19,7 @@ from opdbench.evaluators.geneval.mask2former import Mask2Former
 from opdbench.evaluators.geneval.rules import judge
 from opdbench.evaluators.geneval.shapes import detect
 from opdbench.evaluators.geneval.spec import Detection, Spec, parse_metadata
+from opdbench.evaluators.loading.pictures import unfit
 from opdbench.prompt_sets import pulled
 from opdbench.tiny.prompts import geneval_pool, geneval_prompts
 from opdbench.tiny.scenes import COLORS, SHAPES
@@ -68,6 +69,7 @@ class GenEval:
     unit = "accuracy"
     range = (0.0, 1.0)
     higher_is_better = True
+    payload = ("tag", "include", "exclude")
 
     def __init__(self, detector: Detector | None = None, prompts: Prompts = _tiny) -> None:
         """The tiny world's detector and prompts unless others are given."""
@@ -110,6 +112,8 @@ class GenEval:
 
     def _score_one(self, image: Image, prompt: Prompt) -> Score:
         spec = self._spec(prompt)
+        if reason := unfit(image, f"the detector {self._detector.name!r}"):
+            return Score(None, None, reason)
         detections = self._detector(image, spec)
         verdict = judge(spec, detections)
         return Score(

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from opdbench.core import Prompt, Score
 from opdbench.errors import UserError
 from opdbench.evaluators.loading.weights import fetch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALLEST = 16
-"""Smallest side of a picture that can be judged, in pixels."""
+SMALLEST, LONGEST_RATIO = 16, 100
+"""Smallest side of a picture that can be judged, in pixels, and the greatest ratio of its sides."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,41 @@ def read_look(what: str, source: str) -> Look:
     return Look(size, tuple(raw["image_mean"]), tuple(raw["image_std"]))
 
 
-def check_picture(image: Image.Image, what: str) -> None:
-    """Raise `UserError` unless the picture is RGB and large enough to judge."""
-    if image.mode != "RGB" or min(image.size) < SMALLEST:
-        width, height = image.size
-        raise UserError(
-            f"{what} needs an RGB picture of at least {SMALLEST}x{SMALLEST} pixels, got {image.mode} {width}x{height}"
-        )
+def unfit(image: Image.Image, what: str) -> str:
+    """Why a picture is too small or too long to judge, else "".
+
+    Raises:
+        UserError: if it is not RGB, which no picture file can cause.
+    """
+    width, height = image.size
+    needs = f"{what} needs an RGB picture of at least {SMALLEST}x{SMALLEST} pixels"
+    if image.mode != "RGB":
+        raise UserError(f"{needs}, got {image.mode} {width}x{height}")
+    if min(image.size) < SMALLEST:
+        return f"{needs}, got {width}x{height}"
+    if max(image.size) > LONGEST_RATIO * min(image.size):
+        return f"{what} needs sides of a ratio up to {LONGEST_RATIO}, got {width}x{height}"
+    return ""
+
+
+def score_fit(
+    images: Sequence[Image.Image],
+    prompts: Sequence[Prompt],
+    what: str,
+    score: Callable[[Sequence[int]], Sequence[Score]],
+) -> list[Score]:
+    """Scores of pictures, of which those that are unfit are unscored and do not reach the judge.
+
+    Args:
+        images: RGB pictures.
+        prompts: one per picture.
+        what: the judge, for the reason.
+        score: from numbers of pictures to their scores.
+    """
+    reasons = [unfit(image, what) for image, _ in zip(images, prompts, strict=True)]
+    fit = [number for number, reason in enumerate(reasons) if not reason]
+    scores = dict(zip(fit, score(fit), strict=True))
+    return [scores[k] if k in scores else Score(None, None, reason) for k, reason in enumerate(reasons)]
 
 
 def _normalised(pixels: Tensor, look: Look) -> Tensor:
@@ -83,12 +112,12 @@ def cropped(images: Sequence[Image.Image], look: Look) -> Tensor:
     """CLIP's own way: short side by PIL's bicubic, central square."""
     import torch
 
-    found = []
+    batch = []
     for image in images:
         small = image.resize(_short_side(*image.size, look.size), Image.Resampling.BICUBIC)
         left, top = _centre(*small.size, look.size)
-        found.append(_normalised(_unit(small.crop((left, top, left + look.size, top + look.size))), look))
-    return torch.stack(found)
+        batch.append(_normalised(_unit(small.crop((left, top, left + look.size, top + look.size))), look))
+    return torch.stack(batch)
 
 
 def cropped_bilinear(images: Sequence[Image.Image], look: Look) -> Tensor:
@@ -96,13 +125,13 @@ def cropped_bilinear(images: Sequence[Image.Image], look: Look) -> Tensor:
     import torch
     from torch.nn.functional import interpolate
 
-    found = []
+    batch = []
     for image in images:
         width, height = _short_side(*image.size, look.size)
         small = interpolate(_unit(image)[None], (height, width), mode="bilinear", antialias=True)[0]
         left, top = _centre(width, height, look.size)
-        found.append(_normalised(small[:, top : top + look.size, left : left + look.size], look))
-    return torch.stack(found)
+        batch.append(_normalised(small[:, top : top + look.size, left : left + look.size], look))
+    return torch.stack(batch)
 
 
 def letterboxed(images: Sequence[Image.Image], look: Look) -> Tensor:
@@ -114,12 +143,12 @@ def letterboxed(images: Sequence[Image.Image], look: Look) -> Tensor:
     import torch
     from torch.nn.functional import interpolate, pad
 
-    found = []
+    batch = []
     for image in images:
         factor = look.size / max(image.size)
-        width, height = round(image.width * factor), round(image.height * factor)
+        width, height = max(1, round(image.width * factor)), max(1, round(image.height * factor))
         small = interpolate(_unit(image)[None], (height, width), mode="bicubic", antialias=True)[0]
         left, top = (look.size - width) // 2, (look.size - height) // 2
         square = pad(small, (left, look.size - width - left, top, look.size - height - top))
-        found.append(_normalised(square, look))
-    return torch.stack(found)
+        batch.append(_normalised(square, look))
+    return torch.stack(batch)

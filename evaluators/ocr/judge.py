@@ -1,21 +1,23 @@
 """Flow-GRPO's OCR task (Liu et al. 2025, arXiv 2505.05470), read by a real OCR engine.
 
-The reward is the official one (`ocr_rules`). The engine is PP-OCRv6 small, where the paper used PaddleOCR
-2.9 with PP-OCRv4; its package, version and weights are in the metric's key (`ocr_engines`).
+The reward is the official one (`rules`). The engine is PP-OCRv6 small, where the paper used PaddleOCR 2.9 with
+PP-OCRv4; its package, version and weights are in the metric's key (`engines`). Version 2 reads large pictures with
+another input size of the detector; pictures of a single line, as the tiny world draws them, are read as in version 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from opdbench.core import Prompt, Score, Split
 from opdbench.errors import UserError
-from opdbench.evaluators.ocr.engines import Engine, Lines, PaddleOCR, RapidOCR, paddle_version
+from opdbench.evaluators.ocr.engines import LARGEST_LINE, Engine, Lines, PaddleOCR, RapidOCR, paddle_version
 from opdbench.evaluators.ocr.paddle2 import PaddleOCR2
-from opdbench.evaluators.ocr.rules import QUOTE, Reading, quoted, score_text, text_metrics, unscored
+from opdbench.evaluators.ocr.rules import QUOTE, TextReward, doubt, quoted, score_text, text_metrics, unscored
 from opdbench.prompt_sets import pulled
 from opdbench.tiny.prompts import ocr_prompts
 
@@ -48,6 +50,7 @@ class OCR:
     unit = "1 - normalised edit distance"
     range = (0.0, 1.0)
     higher_is_better = True
+    payload = ()
 
     def __init__(self, engine: Engine | None = None, prompts: Prompts = ocr_prompts) -> None:
         """RapidOCR and the tiny world's prompts unless others are given."""
@@ -68,15 +71,23 @@ class OCR:
         if not prompt.text.split(QUOTE)[1].strip():
             raise UserError(f"prompt {prompt.id!r} has nothing between its double quotes: {prompt.text!r}")
 
+    def version_at(self, side: int) -> int:
+        """Version of the numbers of pictures whose shorter side has so many pixels."""
+        return getattr(self._engine, "detector_version", 1) if side > LARGEST_LINE else self.version
+
+    def doubt(self, prompt: Prompt) -> str:
+        """Why the text that is looked for may not be the one that the prompt asks for, or ""."""
+        return doubt(prompt.text)
+
     def group(self, prompt: Prompt) -> str:
         """One stratum for all: ""."""
         return ""
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Score]:
         """Flow-GRPO's reward as value and reward; an engine's error leaves that picture unscored."""
-        return [self._score_one(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        return [self._score_picture(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
 
-    def _score_one(self, image: Image.Image, prompt: Prompt) -> Score:
+    def _score_picture(self, image: Image.Image, prompt: Prompt) -> Score:
         if image.mode != "RGB":
             raise UserError(f"the OCR engine needs an RGB picture, got mode {image.mode}")
         lines: Lines = []
@@ -89,10 +100,17 @@ class OCR:
             texts = [text for text, score in lines if score >= DROP_SCORE]
             reading = score_text(prompt.text, texts)
             if reading.value is not None:
-                metrics = text_metrics(quoted(prompt.text), texts) | content(image)
-        found = [{"text": text, "confidence": round(score, 4)} for text, score in lines]
-        details = {"recognized": found}
+                metrics = text_metrics(quoted(prompt.text), texts) | content(image) | _doubt_metrics(reading)
+        details: dict[str, Any] = {"recognized": [{"text": text, "confidence": round(c, 4)} for text, c in lines]}
+        if reading.doubt:
+            details["doubt"] = reading.doubt
         return Score(reading.value, reading.value, _reason(reading, prompt, lines), details, metrics)
+
+
+def _doubt_metrics(reading: TextReward) -> dict[str, float]:
+    """Metrics of doubtful pictures alone, so that their `n` counts them."""
+    metrics = {"doubtful": 1.0} if reading.doubt else {}
+    return metrics if reading.nfc is None else {**metrics, "nfc": reading.nfc}
 
 
 def _last_line(error: Exception) -> str:
@@ -100,7 +118,7 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else "no message"
 
 
-def _reason(reading: Reading, prompt: Prompt, lines: Lines) -> str:
+def _reason(reading: TextReward, prompt: Prompt, lines: Lines) -> str:
     if reading.value is None or reading.value == 1:
         return reading.error
     read = "".join(text for text, score in lines if score >= DROP_SCORE)

@@ -18,7 +18,7 @@ from PIL import Image
 from opdbench.errors import AbsentError
 from opdbench.evaluators.ocr.engines import Lines, hash_weights
 
-PARTS = ("det", "rec", "cls")
+MODELS = ("det", "rec", "cls")
 """Folders of weights; the third is never run, but PaddleOCR asks a server for it if it is not given."""
 USUAL = (
     "whl/det/en/en_PP-OCRv3_det_infer",
@@ -44,7 +44,7 @@ class PaddleOCR2:
             AbsentError: if a file is missing.
         """
         root = Path(source or os.environ.get("PADDLE_OCR_BASE_DIR") or Path.home() / ".paddleocr")
-        folders = [root / part for part in (USUAL if source is None else PARTS)]
+        folders = [root / model for model in (USUAL if source is None else MODELS)]
         files = [folder / f"inference.{kind}" for folder in folders for kind in ("pdmodel", "pdiparams")]
         missing = next((file for file in files if not file.is_file()), None)
         if missing is not None:
@@ -54,7 +54,7 @@ class PaddleOCR2:
             )
         keys = root / "keys.txt"
         self._folders, self._keys = folders, str(keys) if keys.exists() else None
-        family = "en_PP-OCRv4" if source is None else root.name
+        family = "en_PP-OCRv4" if source is None else "given"
         read = (*files[:4], keys) if self._keys else tuple(files[:4])
         self.backend = f"{family}/paddleocr-{release}/{hash_weights(read)}"
 
@@ -72,7 +72,7 @@ class PaddleOCR2:
             warnings.simplefilter("ignore")  # paddle misses a compiler's cache
             from paddleocr import PaddleOCR as Pipeline
 
-        models = {f"{part}_model_dir": str(folder) for part, folder in zip(PARTS, self._folders, strict=True)}
+        models = {f"{model}_model_dir": str(folder) for model, folder in zip(MODELS, self._folders, strict=True)}
         # Everything else at PaddleOCR's defaults, as in Flow-GRPO; one thread, as for the other engines.
         return Pipeline(
             lang="en", use_angle_cls=False, use_gpu=False, show_log=False, cpu_threads=1,
@@ -81,5 +81,5 @@ class PaddleOCR2:
 
     def __call__(self, image: Image.Image) -> Lines:
         """Texts and confidences of an RGB picture, from top to bottom."""
-        (found,) = self._pipeline.ocr(np.ascontiguousarray(np.asarray(image)[..., ::-1]), cls=False)
-        return [(str(text), float(score)) for _, (text, score) in found or ()]
+        (page,) = self._pipeline.ocr(np.ascontiguousarray(np.asarray(image)[..., ::-1]), cls=False)
+        return [(str(text), float(score)) for _, (text, score) in page or ()]

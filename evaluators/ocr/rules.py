@@ -6,10 +6,15 @@ contains the target, at most the target's length), the reward is 1 - d / len(tar
 
 Where the official code raises (no quote, nothing between the quotes) or prints an engine's error and
 scores 0, the picture is unscored here: `value` is None and `error` says why.
+
+The official formula is kept where it is known to mislead, and `doubt` says so: it takes an inch mark for a
+quote, the first of several quoted texts alone, and the two Unicode spellings of an accented letter (NFC and
+NFD) for different letters.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +27,20 @@ QUOTE = '"'
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The reward of one picture in [0, 1], or None and the reason."""
+class TextReward:
+    """The reward of one picture in [0, 1], or None and the reason.
+
+    Attributes:
+        value: the official reward.
+        error: why there is none.
+        doubt: why it may be that of another text than the prompt asks for.
+        nfc: the reward with both texts in Unicode's NFC, if it differs; else None.
+    """
 
     value: float | None
     error: str = ""
+    doubt: str = ""
+    nfc: float | None = None
 
 
 def quoted(prompt: str) -> str:
@@ -44,17 +58,31 @@ def quoted(prompt: str) -> str:
     return parts[1]
 
 
+def doubt(prompt: str) -> str:
+    """Why the text that `quoted` takes may not be the one that the prompt asks for; "" if nothing speaks against it."""
+    before, *rest = prompt.split(QUOTE)
+    if not rest:
+        return ""
+    if before[-1:].isdigit():
+        return f"the first double quote follows a digit, like an inch mark; the text is taken to be {rest[0]!r}"
+    if len(rest) != 2:
+        return f"the prompt has {len(rest)} double quotes; the text is taken to be {rest[0]!r}"
+    if unicodedata.normalize("NFC", rest[0]) != rest[0]:
+        return f"the text {rest[0]!r} is not in Unicode's NFC; engines return NFC, so equal letters differ"
+    return ""
+
+
 def normalise(text: str) -> str:
     """Without U+0020 and in lower case; other white space, accents and punctuation stay."""
     return text.replace(" ", "").lower()
 
 
-def unscored(error: str) -> Reading:
+def unscored(error: str) -> TextReward:
     """Say why a picture has no reward."""
-    return Reading(None, error)
+    return TextReward(None, error)
 
 
-def score_text(prompt: str, texts: Sequence[str] | None, scores: Sequence[float] | None = None) -> Reading:
+def score_text(prompt: str, texts: Sequence[str] | None, scores: Sequence[float] | None = None) -> TextReward:
     """Reward of the strings that an engine read, in its order.
 
     Args:
@@ -71,8 +99,16 @@ def score_text(prompt: str, texts: Sequence[str] | None, scores: Sequence[float]
         return unscored(f"{len(texts)} recognised strings but {len(scores)} confidences")
     kept = texts if scores is None else [t for t, s in zip(texts, scores, strict=True) if s > 0]
     read = normalise("".join(kept))
+    value, nfc = _reward(target, read), _reward(*(unicodedata.normalize("NFC", text) for text in (target, read)))
+    reason = doubt(prompt)
+    if nfc != value and not reason:
+        reason = f"the text that was read is not in Unicode's NFC; in NFC the reward is {nfc:.3f}"
+    return TextReward(value, doubt=reason, nfc=None if nfc == value else nfc)
+
+
+def _reward(target: str, read: str) -> float:
     distance = 0 if target in read else min(Levenshtein.distance(read, target), len(target))
-    return Reading(1 - distance / len(target))
+    return 1 - distance / len(target)
 
 
 def text_metrics(target: str, texts: Sequence[str]) -> dict[str, float]:
@@ -84,10 +120,10 @@ def text_metrics(target: str, texts: Sequence[str]) -> dict[str, float]:
         `repeats`: how often the target occurs; the reward of a text drawn ten times is still 1.
     """
     wanted, read = normalise(target), normalise("".join(texts))
-    words, found = Counter(target.lower().split()), Counter(" ".join(texts).lower().split())
+    words, seen = Counter(target.lower().split()), Counter(" ".join(texts).lower().split())
     return {
         "exact": float(read == wanted),
         "cer": Levenshtein.distance(read, wanted) / len(wanted),
-        "words": (words & found).total() / words.total(),
+        "words": (words & seen).total() / words.total(),
         "repeats": float(read.count(wanted)),
     }

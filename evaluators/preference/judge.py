@@ -17,7 +17,7 @@ from PIL.Image import Image
 
 from opdbench.core import Prompt, Score, Split
 from opdbench.errors import UserError
-from opdbench.evaluators.loading.pictures import check_picture, cropped, cropped_bilinear, letterboxed
+from opdbench.evaluators.loading.pictures import cropped, cropped_bilinear, letterboxed, score_fit
 from opdbench.evaluators.loading.weights import Checkpoint, keyed
 from opdbench.evaluators.preference.blip import TEXT_CONFIG, WEIGHTS, load_imagereward
 from opdbench.evaluators.preference.clip import Judge, load_aesthetic, load_clip, load_open_clip
@@ -117,6 +117,7 @@ class Preference:
 
     version = 1
     higher_is_better = True
+    payload = ()
 
     def __init__(
         self,
@@ -163,20 +164,31 @@ class Preference:
     def score(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Score]:
         """Score each picture under its own prompt; `truncated` tells if the model read only its beginning.
 
+        A picture that is too small or too long is unscored.
+
         Raises:
-            UserError: if a picture is not RGB or too small, a prompt is empty, or the model cannot be loaded.
+            UserError: if a picture is not RGB, a prompt is empty, or the model cannot be loaded.
         """
-        for image, prompt in zip(images, prompts, strict=True):
-            check_picture(image, f"the {self.name} score")
+        for prompt in prompts:
             self.check(prompt)
-        scores = []
-        for first in range(0, len(prompts), BATCH):
-            texts = [prompt.text for prompt in prompts[first : first + BATCH]]
-            values = self.judge.values(images[first : first + BATCH], texts)
-            for value, cut in zip(values, self.judge.truncated(texts), strict=True):
-                reward = value / self._scorer.divisor
-                scores.append(Score(value, reward, details={"truncated": cut}, metrics={"truncated": float(cut)}))
-        return scores
+
+        def score(fit: Sequence[int]) -> list[Score]:
+            scores: list[Score] = []
+            for first in range(0, len(fit), BATCH):
+                batch = fit[first : first + BATCH]
+                scores += self._score_batch([images[k] for k in batch], [prompts[k] for k in batch])
+            return scores
+
+        return score_fit(images, prompts, f"the {self.name} score", score)
+
+    def _score_batch(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Score]:
+        texts = [prompt.text for prompt in prompts]
+        values, truncated = self.judge.values(images, texts), self.judge.truncated(texts)
+        divisor = self._scorer.divisor
+        return [
+            Score(value, value / divisor, details={"truncated": cut}, metrics={"truncated": float(cut)})
+            for value, cut in zip(values, truncated, strict=True)
+        ]
 
 
 def _judge(name: str, source: str | None) -> Preference:

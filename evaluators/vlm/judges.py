@@ -1,14 +1,14 @@
 """Judges that are large models behind a server: UnifiedReward, GenEval 2's Soft-TIFA, HPSv3.
 
 A reply without a score leaves the picture unscored, where the codes of the field count it as 0 (UnifiedReward)
-or average on; `parsed` is the share of replies that held one. Questions are in our own words, so figures are
-comparable within one version of this file and one served model, both in the metric's key.
+or average on; `parsed` is the share of answers that held one. If the server failed, the picture is unscored, too, and
+the next run asks again. Questions are in our own words, so figures are comparable within one version of a judge and
+one served model, both in the metric's key.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,10 +16,11 @@ from functools import partial
 
 from PIL.Image import Image
 
-from opdbench.core import Prompt, Score, Split
+from opdbench.core import JUDGE_FAILED, Prompt, Score, Split
 from opdbench.errors import UserError
-from opdbench.evaluators.loading.pictures import check_picture
-from opdbench.evaluators.vlm.endpoint import Endpoint, JudgeError
+from opdbench.evaluators.loading.pictures import score_fit
+from opdbench.evaluators.vlm.answers import HIGHEST, LOWEST, final_score
+from opdbench.evaluators.vlm.endpoint import AnswerError, Endpoint, JudgeError
 from opdbench.prompt_sets import pulled
 
 REQUESTS = 8
@@ -38,11 +39,10 @@ QUESTION = (
     "caption and how good it looks on the whole, and assign a score from 1 to 5 after 'Final Score:'.\n"
     "Caption: [{caption}]"
 )
-FINAL_SCORE = re.compile(r"Final Score:\s*([1-5](?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Answer:
     """A raw score, numbers beside it, and what the judge said."""
 
     value: float
@@ -50,17 +50,14 @@ class Verdict:
     said: object = ""
 
 
-Ask = Callable[[Endpoint, Image, Prompt], Verdict]
-"""Raises `JudgeError` if there is no score in the reply."""
+Ask = Callable[[Endpoint, Image, Prompt], Answer]
+"""Raises `JudgeError` if the server fails, and `AnswerError` if there is no score in its answer."""
 
 
-def ask_unifiedreward(server: Endpoint, image: Image, prompt: Prompt) -> Verdict:
+def ask_unifiedreward(server: Endpoint, image: Image, prompt: Prompt) -> Answer:
     """UnifiedReward (Wang et al. 2025, arXiv 2503.05236) as Flow-GRPO asks it: 1 to 5, the picture at 512 x 512."""
     reply = server.chat(image.resize((512, 512)), QUESTION.format(caption=prompt.text), tokens=512)
-    found = FINAL_SCORE.search(reply.text)
-    if found is None:
-        raise JudgeError(f"no 'Final Score:' of 1 to 5 in the reply {reply.text[:80]!r}")
-    return Verdict(float(found[1]), said=reply.text)
+    return Answer(final_score(reply.text), said=reply.text)
 
 
 def spellings(question: str, answer: str) -> set[str]:
@@ -71,7 +68,7 @@ def spellings(question: str, answer: str) -> set[str]:
     return words | {f" {word}" for word in words}
 
 
-def ask_geneval2(server: Endpoint, image: Image, prompt: Prompt) -> Verdict:
+def ask_geneval2(server: Endpoint, image: Image, prompt: Prompt) -> Answer:
     """GenEval 2's Soft-TIFA (Kamath et al. 2025, arXiv 2512.16853): the geometric mean over a prompt's questions.
 
     Of each question it takes the probability that the first token is the answer; the arithmetic mean is the
@@ -82,39 +79,42 @@ def ask_geneval2(server: Endpoint, image: Image, prompt: Prompt) -> Verdict:
         first = server.chat(image, f"{question} Answer in one word.", tokens=1, candidates=CANDIDATES).first
         chances.append(min(sum(first.get(word, 0.0) for word in spellings(question, answer)), 1.0))
     mean = sum(chances) / len(chances)
-    return Verdict(math.prod(chances) ** (1 / len(chances)), {"am": mean}, chances)
+    return Answer(math.prod(chances) ** (1 / len(chances)), {"am": mean}, chances)
 
 
-def ask_hpsv3(server: Endpoint, image: Image, prompt: Prompt) -> Verdict:
+def ask_hpsv3(server: Endpoint, image: Image, prompt: Prompt) -> Answer:
     """HPSv3 (Ma et al. 2025, arXiv 2508.03789): the mean of its (mean, spread) head; the server owns the template."""
     numbers = server.pool(image, prompt.text)
     if len(numbers) != 2 or not all(math.isfinite(n) for n in numbers):
-        raise JudgeError(f"expected a mean and a spread, got {numbers[:4]!r}")
-    return Verdict(numbers[0], {"spread": numbers[1]}, numbers)
+        raise AnswerError(f"expected a mean and a spread, got {numbers[:4]!r}")
+    return Answer(numbers[0], {"spread": numbers[1]}, numbers)
 
 
 @dataclass(frozen=True)
-class Row:
+class ServedJudge:
     """A judge: what its raw score is, by what `reward` divides it, its usual prompts, and how it is asked."""
 
+    version: int
     unit: str
     range: tuple[float, float]
     divisor: float
     prompts: str
     ask: Ask
+    payload: tuple[str, ...] = ()
 
 
-JUDGES: Mapping[str, Row] = {
-    "unifiedreward": Row("points, 1 to 5", (1.0, 5.0), 5.0, "drawbench", ask_unifiedreward),
-    "geneval2": Row("Soft-TIFA GM", (0.0, 1.0), 1.0, "geneval2", ask_geneval2),
-    "hpsv3": Row("mean of a Bradley-Terry score", (float("-inf"), float("inf")), 15.0, "drawbench", ask_hpsv3),
+JUDGES: Mapping[str, ServedJudge] = {
+    "unifiedreward": ServedJudge(2, "points, 1 to 5", (LOWEST, HIGHEST), 5.0, "drawbench", ask_unifiedreward),
+    "geneval2": ServedJudge(1, "Soft-TIFA GM", (0.0, 1.0), 1.0, "geneval2", ask_geneval2, ("vqa_list",)),
+    "hpsv3": ServedJudge(
+        1, "mean of a Bradley-Terry score", (float("-inf"), float("inf")), 15.0, "drawbench", ask_hpsv3
+    ),
 }
 
 
 class VLM:
     """A judge of the table as an evaluator."""
 
-    version = 1
     higher_is_better = True
 
     def __init__(self, name: str, url: str | None) -> None:
@@ -123,9 +123,10 @@ class VLM:
         Raises:
             UserError: if there is none.
         """
-        self.name, self._row, self._server = name, JUDGES[name], Endpoint.connect(name, url)
-        self.backend, self.unit, self.range = self._server.model, self._row.unit, self._row.range
-        self._prompts = pulled(self._row.prompts, name)
+        self.name, self._judge, self._server = name, JUDGES[name], Endpoint.connect(name, url)
+        self.version, self.backend, self.payload = self._judge.version, self._server.model, self._judge.payload
+        self.unit, self.range = self._judge.unit, self._judge.range
+        self._prompts = pulled(self._judge.prompts, name)
 
     def prompts(self, split: Split) -> Sequence[Prompt]:
         """Prompts of a split."""
@@ -136,7 +137,7 @@ class VLM:
         if not prompt.text.strip():
             raise UserError(f"prompt {prompt.id!r} has no text; {self.name} needs one")
         questions = prompt.spec.get("vqa_list")
-        if self._row.ask is ask_geneval2 and not (
+        if self._judge.ask is ask_geneval2 and not (
             isinstance(questions, list) and questions and all(isinstance(q, list) and len(q) == 2 for q in questions)
         ):
             raise UserError(f"prompt {prompt.id!r} has no 'vqa_list' of [question, answer]; geneval2 needs one")
@@ -146,20 +147,25 @@ class VLM:
         return ""
 
     def score(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Score]:
-        """One conversation a picture, several at once; the order is kept."""
-        for image, prompt in zip(images, prompts, strict=True):
-            check_picture(image, self.name)
+        """One conversation per picture, several at once; the order is kept."""
+        for prompt in prompts:
             self.check(prompt)
-        with ThreadPoolExecutor(REQUESTS) as pool:
-            return list(pool.map(self._score_one, images, prompts))
 
-    def _score_one(self, image: Image, prompt: Prompt) -> Score:
+        def score(fit: Sequence[int]) -> list[Score]:
+            with ThreadPoolExecutor(REQUESTS) as pool:
+                return list(pool.map(self._score_picture, [images[k] for k in fit], [prompts[k] for k in fit]))
+
+        return score_fit(images, prompts, self.name, score)
+
+    def _score_picture(self, image: Image, prompt: Prompt) -> Score:
         try:
-            verdict = self._row.ask(self._server, image, prompt)
-        except JudgeError as error:
+            answer = self._judge.ask(self._server, image, prompt)
+        except AnswerError as error:
             return Score(None, None, f"{self.name}: {error}", metrics={"parsed": 0.0})
-        metrics = {**verdict.metrics, "parsed": 1.0}
-        return Score(verdict.value, verdict.value / self._row.divisor, details={"said": verdict.said}, metrics=metrics)
+        except JudgeError as error:
+            return Score(None, None, f"{self.name}: the server failed: {error}", {JUDGE_FAILED: True})
+        metrics = {**answer.metrics, "parsed": 1.0}
+        return Score(answer.value, answer.value / self._judge.divisor, details={"said": answer.said}, metrics=metrics)
 
 
 unifiedreward = partial(VLM, "unifiedreward")

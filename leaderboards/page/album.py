@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from opdbench.errors import UserError
+from opdbench.files import data_url
 from opdbench.leaderboards.numbers.runs import Group
 from opdbench.records.rows import Shot, read_shots
 
@@ -66,4 +66,4 @@ def _thumbnail(path: Path) -> str:
 
 def address(content: bytes, kind: str) -> str:
     """A picture as a data address."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return data_url(content, kind)

@@ -23,11 +23,15 @@ from opdbench.commands.options import (
     SourceOption,
     StepsOption,
 )
+from opdbench.core import DETERMINISTIC, SAMPLERS, Sampler
 from opdbench.errors import UserError
 from opdbench.files import check_writable
 
 if TYPE_CHECKING:
     from opdbench.api.pipelines import Drawing
+
+NOISE_LEVEL = 0.7
+"""Default of the stochastic samplers, as in Flow-GRPO."""
 
 GUIDANCE, STEPS = 3.5, 10
 """Defaults of the family that opdbench trains; another family has its own."""
@@ -45,6 +49,10 @@ def eval_(
     prompts: PromptsOption = None,
     guidance: GuidanceOption = None,
     steps: StepsOption = None,
+    sampler: Annotated[str, typer.Option(help="sampler: " + ", ".join(SAMPLERS))] = "ode",
+    noise_level: Annotated[
+        float | None, typer.Option(min=0, help="noise of a stochastic --sampler; default: 0.7, and 0 for ode and dpm2m")
+    ] = None,
     resolution: ResolutionOption = 0,
     limit: LimitOption = None,
     seed: SeedOption = 0,
@@ -59,8 +67,12 @@ def eval_(
     wanted = parse_tasks(tasks, ("evaluators", "judges"))
     if pictures and (prompts or adapter or limit):
         raise UserError("--pictures brings its own prompts; it cannot be combined with --prompts, --adapter or --limit")
+    if pictures and keep_pictures:
+        raise UserError("--keep-pictures keeps the pictures of a model; it cannot be combined with --pictures")
     if share and not pictures:
         raise UserError("--share needs --pictures")
+    walk = Walk(sampler, noise_level)
+    walk.at(1, 0.0)  # checks both before anything is loaded
     check_writable(out)
     from opdbench.api.pipelines import TRAINED, Drawing, family
     from opdbench.commands.terminal import print_estimates
@@ -80,7 +92,9 @@ def eval_(
             resolution,
         )
         question = Question(model, adapter, drawing, wanted, sources, prompts, limit, seed)
-        rows = _walk(question, out) if trained and not (seed or keep_pictures) else _call(question, out, keep_pictures)
+        if not trained and walk != Walk():
+            raise UserError(f"--sampler {sampler} needs an SD3 pipeline; {model!r} is drawn with its own scheduler")
+        rows = _walk(question, walk, out, keep_pictures) if trained else _call(question, out, keep_pictures)
     if join().leads:
         print_estimates(rows, format_)
     if any(row["unscored"] for row in rows if not row["metric"]):
@@ -101,18 +115,32 @@ class Question:
     seed: int
 
 
-def _walk(question: Question, out: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Walk:
+    """Sampler and noise level; None for the sampler's usual one."""
+
+    sampler: str = "ode"
+    noise_level: float | None = None
+
+    def at(self, steps: int, guidance: float) -> Sampler:
+        """The whole sampler."""
+        usual = 0.0 if self.sampler in DETERMINISTIC else NOISE_LEVEL
+        return Sampler(self.sampler, steps, usual if self.noise_level is None else self.noise_level, guidance)
+
+
+def _walk(question: Question, walk: Walk, out: Path, keep_pictures: bool) -> list[dict[str, Any]]:
     """The family that opdbench trains, with the sampler and the noise of its runs."""
     from opdbench.api.trained import find_adapter
-    from opdbench.evaluation.standalone import Subject, evaluate_model
+    from opdbench.evaluation.model_scores import Subject, evaluate_model
     from opdbench.registry import evaluator
 
     place, drawing = question.adapter, question.drawing
     if place and any((Path(place) / name).is_file() for name in ("record.json", "stage.json")):
         place = str(find_adapter(place))
-    subject = Subject(question.model, place, drawing.guidance or 0.0, drawing.steps or STEPS, drawing.resolution)
+    sampler = walk.at(drawing.steps or STEPS, drawing.guidance or 0.0)
+    subject = Subject(question.model, place, sampler, drawing.resolution, question.seed)
     judges = {task: evaluator(task, question.sources.get(task)) for task in question.tasks}
-    return evaluate_model(subject, judges, question.prompts, question.limit, out)
+    return evaluate_model(subject, judges, question.prompts, question.limit, out, keep_pictures)
 
 
 def _call(question: Question, out: Path, keep_pictures: bool) -> list[dict[str, Any]]:
@@ -142,10 +170,17 @@ def score(
     task: Annotated[str, typer.Argument(help="geneval or ocr")],
     file: Annotated[Path, typer.Argument(help="rows, one JSON object per line")],
 ) -> None:
-    """Apply a task's scoring rules to detections or recognised strings; prints one JSON line per row."""
+    """Apply a task's scoring rules to detections or recognised strings; prints one JSON line per row.
+
+    Exit code 1 if a row cannot be scored.
+    """
     import json
 
     from opdbench.evaluators import scoring
 
+    broken = False
     for row in scoring.score_file(task, file):
+        broken = broken or bool(row.get("error"))
         print(json.dumps(row))
+    if broken:
+        raise typer.Exit(1)

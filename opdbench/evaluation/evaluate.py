@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from opdbench.core import Evaluator, Meter, Prompt, Sample, Sampler, Score, compares, metric_key
+from opdbench.core import Evaluator, Meter, Prompt, Sample, Sampler, Score, compares, judge_failed, metric_key
 from opdbench.diffusion.flow import transitions
 from opdbench.diffusion.model import Model, Policy
 from opdbench.diffusion.walk import Noise, sample
@@ -27,13 +27,42 @@ Progress = Callable[[int, int], None]
 T = TypeVar("T")
 M = TypeVar("M")
 Pair = tuple[Prompt, int]
+"""A prompt, and which of its pictures."""
+Keep = Callable[[Sequence[Pair], Sequence[Image.Image]], None]
 
 
 def choose(items: Sequence[T], limit: int | None) -> list[T]:
-    """At most `limit` prompts or rows, evenly spread, so that every group keeps its share."""
+    """At most `limit` items, evenly spread over all of them."""
     if limit is None or limit >= len(items):
         return list(items)
     return [items[k * len(items) // limit] for k in range(limit)]
+
+
+def choose_prompts(evaluator: Evaluator, prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """At most `limit` prompts: each group keeps its share of them, and at least one prompt where the limit allows it.
+
+    Without that a small limit drops whole groups (GenEval's 16 counting prompts of 128), and the mean over groups is
+    over fewer ones.
+    """
+    groups: dict[str, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        groups.setdefault(evaluator.group(prompt), []).append(number)
+    if limit is None or limit >= len(prompts) or not 1 < len(groups) <= limit:
+        return choose(prompts, limit)
+    shares = _share_out(limit, [len(group) for group in groups.values()])
+    numbers = [number for group, share in zip(groups.values(), shares, strict=True) for number in choose(group, share)]
+    return [prompts[number] for number in sorted(numbers)]
+
+
+def _share_out(total: int, sizes: Sequence[int]) -> list[int]:
+    """`total` divided in proportion to `sizes`, each share at least 1, by largest remainders."""
+    wanted = [total * size / sum(sizes) for size in sizes]
+    shares = [max(1, int(share)) for share in wanted]
+    while sum(shares) != total:
+        step = 1 if sum(shares) < total else -1
+        movable = [k for k, share in enumerate(shares) if step > 0 or share > 1]
+        shares[max(movable, key=lambda k: step * (wanted[k] - shares[k]))] += step
+    return shares
 
 
 def prompt_hash(prompts: Sequence[Prompt]) -> str:
@@ -43,13 +72,21 @@ def prompt_hash(prompts: Sequence[Prompt]) -> str:
 
 def column_key(evaluator: Evaluator, prompts: Sequence[Prompt], sampler: Sampler, model: Model) -> str:
     """What must agree for two numbers to share a column; guidance may differ, as policies own it."""
-    walk_key = f"{sampler.name}-{sampler.steps}" + (f"-{model.resolution}px" if model.resolution else "")
-    return f"{metric_key(evaluator)} {prompt_hash(prompts)} {walk_key} {str(model.dtype).removeprefix('torch.')}"
+    noise = f"-a{sampler.noise_level:g}" if sampler.noise_level else ""
+    walk_key = f"{sampler.name}-{sampler.steps}{noise}" + (f"-{model.resolution}px" if model.resolution else "")
+    metric = metric_key(evaluator, picture_side(model))
+    return f"{metric} {prompt_hash(prompts)} {walk_key} {str(model.dtype).removeprefix('torch.')}"
 
 
-def generate(model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[Pair]) -> list[Image.Image]:
-    """Pictures of (prompt, index) pairs; noise depends on the pair only, so methods are paired."""
-    keys = [f"evaluation/{prompt.id}/{index}" for prompt, index in pairs]
+def picture_side(model: Model) -> int:
+    """Side of the model's pictures, in pixels."""
+    return int(model.latent_shape[-1]) * 2 ** (len(model.vae.config.block_out_channels) - 1)
+
+
+def generate(model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[Pair], seed: int = 0) -> list[Image.Image]:
+    """Pictures of (prompt, index) pairs; noise depends on the pair and the seed only, so methods are paired."""
+    start = f"evaluation/{seed}" if seed else "evaluation"
+    keys = [f"{start}/{prompt.id}/{index}" for prompt, index in pairs]
     noise = Noise(keys, model.latent_shape, model.device)
     condition = model.encode([prompt.text for prompt, _ in pairs])
     steps = transitions(sampler, model.sigmas(sampler.steps))
@@ -57,15 +94,15 @@ def generate(model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[Pai
 
 
 def cut(items: Sequence[T], size: int, same: Callable[[T], object] | None = None) -> list[Sequence[T]]:
-    """Consecutive parts of at most `size` items; neighbours of equal `same` stay in one part, however large."""
+    """Consecutive shares of at most `size` items; neighbours of equal `same` stay in one, however large it becomes."""
     groups = [[item] for item in items] if same is None else [list(group) for _, group in groupby(items, same)]
-    parts: list[list[T]] = []
+    shares: list[list[T]] = []
     for group in groups:
-        if parts and len(parts[-1]) + len(group) <= size:
-            parts[-1] += group
+        if shares and len(shares[-1]) + len(group) <= size:
+            shares[-1] += group
         else:
-            parts.append(group)
-    return list(parts)
+            shares.append(group)
+    return list(shares)
 
 
 def write_parts(
@@ -76,7 +113,7 @@ def write_parts(
     progress: Progress,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Score parts into files beside `target`, those that are there already left as they are.
+    """Score parts into files beside `target`; files that exist are kept.
 
     Args:
         parts: what to score, as `cut` makes them.
@@ -140,9 +177,53 @@ def expected_rows(task: str, prompts: Sequence[Prompt]) -> list[Picked]:
 
 def make_row(evaluator: Evaluator, prompt: Prompt, index: int, score: Score) -> Sample:
     """A score as a row."""
-    group = evaluator.group(prompt)
-    one = (prompt.id, index, evaluator.name, group, score.value, score.reward, score.reason)
-    return Sample(*one, score.metrics, score.details)
+    return Sample(
+        prompt=prompt.id,
+        index=index,
+        task=evaluator.name,
+        group=evaluator.group(prompt),
+        value=score.value,
+        reward=score.reward,
+        reason=score.reason,
+        metrics=score.metrics,
+        details=score.details,
+    )
+
+
+def score_failed_again(
+    samples: list[Sample], target: Path, score: Callable[[Sequence[int]], list[Sample]], team: Team = ALONE
+) -> list[Sample]:
+    """Rows of which those are scored again whose judge had failed; others, unscored by its answer, stay.
+
+    Args:
+        samples: all rows of a finished evaluation.
+        target: file that takes the new rows, whole or not at all.
+        score: from numbers of rows to their new rows; called by the first process of the team alone.
+        team: whose processes all need the rows.
+    """
+    failed = [number for number, row in enumerate(samples) if judge_failed(row)]
+    if not failed:
+        return samples
+    if team.leads:
+        renewed = dict(zip(failed, score(failed), strict=True))
+        write_samples(target, [renewed.get(number, row) for number, row in enumerate(samples)])
+    team.wait()
+    return read_samples(target)
+
+
+def make_pairs(prompts: Sequence[Prompt]) -> list[Pair]:
+    """Every picture of an evaluation."""
+    return [(prompt, index) for prompt in prompts for index in range(prompt.images)]
+
+
+def _make_and_score(
+    pairs: Sequence[Pair],
+    numbers: Sequence[int],
+    make: Callable[[Sequence[Pair]], list[Image.Image]],
+    score: Callable[[Sequence[Pair], list[Image.Image]], list[Sample]],
+) -> list[Sample]:
+    batches = cut([pairs[number] for number in numbers], BATCH)
+    return [row for batch in batches for row in score(batch, make(batch))]
 
 
 def evaluate(
@@ -155,25 +236,49 @@ def evaluate(
     meter: Meter,
     progress: Progress,
     team: Team = ALONE,
+    seed: int = 0,
+    keep: Keep | None = None,
+    known: list[Sample] | None = None,
 ) -> list[Sample]:
-    """Score a policy on one task, each process of the team a share of the pictures."""
+    """Score a policy on one task, each process of the team a share of the pictures.
+
+    Args:
+        model: makes the pictures.
+        policy: whose pictures.
+        sampler: how it walks.
+        evaluator: judges them.
+        prompts: what is drawn.
+        target: file of the rows.
+        meter: counts the cost.
+        progress: told how many pictures are done.
+        team: processes that share the work.
+        seed: of the pictures' noise.
+        keep: takes each picture after it is made.
+        known: all rows of this evaluation, if only those whose judge had failed are to be made again.
+    """
     for prompt in prompts:
         evaluator.check(prompt)
-    pairs = [(p, k) for p in prompts for k in range(p.images)]
+    pairs = make_pairs(prompts)
     parts = cut(pairs, BATCH, (lambda pair: pair[0].id) if compares(evaluator) else None)
 
     start = time.perf_counter()
 
     def make(part: Sequence[Pair]) -> list[Image.Image]:
         meter.count("evaluation", len(part) * sampler.steps, policy.passes)
-        return [image for some in cut(part, BATCH) for image in generate(model, policy, sampler, some)]
+        images = [image for some in cut(part, BATCH) for image in generate(model, policy, sampler, some, seed)]
+        if keep is not None:
+            keep(part, images)
+        return images
 
     def score(part: Sequence[Pair], images: list[Image.Image]) -> list[Sample]:
         meter.images += len(part)
         scores = evaluator.score(images, [prompt for prompt, _ in part])
         return [make_row(evaluator, prompt, k, score) for (prompt, k), score in zip(part, scores, strict=True)]
 
-    rows = score_in_parts(parts, target, make, score, progress, team)
+    if known is not None:
+        rows = score_failed_again(known, target, lambda numbers: _make_and_score(pairs, numbers, make, score), team)
+    else:
+        rows = score_in_parts(parts, target, make, score, progress, team)
     meter.seconds += time.perf_counter() - start
     meter.peak_mib = max(meter.peak_mib, peak_mib(model.device.type))
     return rows

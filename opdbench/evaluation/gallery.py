@@ -1,8 +1,7 @@
-"""Failures to look at: one HTML file with the worst pictures, what was found in them, and why they fail."""
+"""Gallery of failures: an HTML file with the worst pictures, what the judge saw in them, and why they fail."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,8 +11,9 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from opdbench.core import Sample
-from opdbench.evaluation.picture_files import Picture, open_picture
-from opdbench.files import write_text
+from opdbench.evaluation.picture_files import PictureFile
+from opdbench.evaluation.picture_pixels import open_picture
+from opdbench.files import data_url, write_text
 
 MOST, SIDE = 200, 320
 """Pictures in a gallery, and their longer side in pixels."""
@@ -38,14 +38,16 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 11px }
 {% for e in entries %}<figure>
 {% if e.picture %}<img src="{{ e.picture }}" alt="">{% else %}<div class="none">no picture</div>{% endif %}
 <figcaption>{{ e.text }}<br><b>{{ e.value }}</b> {{ e.reason }}
-<ul>{% for color, line in e.found %}<li>{% if color %}<i style="background: {{ color }}"></i>{% endif %}{{ line }}</li>
+<ul>{% for color, line in e.seen %}<li>{% if color %}<i style="background: {{ color }}"></i>{% endif %}{{ line }}</li>
 {% endfor %}</ul><small>{{ e.path }}</small>
 <details><summary>evidence</summary><pre>{{ e.details }}</pre></details></figcaption></figure>
 {% endfor %}</main></html>
 """
 
 
-def write_gallery(path: Path, title: str, samples: Sequence[Sample], pictures: Sequence[Picture], best: float) -> None:
+def write_gallery(
+    path: Path, title: str, samples: Sequence[Sample], pictures: Sequence[PictureFile], best: float
+) -> None:
     """Write the gallery of one task.
 
     Args:
@@ -65,7 +67,7 @@ def write_gallery(path: Path, title: str, samples: Sequence[Sample], pictures: S
             "text": picture.prompt.text,
             "value": "unscored" if sample.value is None else f"{sample.value:.3f}",
             "reason": sample.reason,
-            "found": list(_found(sample.details)),
+            "seen": list(_seen(sample.details)),
             "path": str(picture.path),
             "details": json.dumps({**sample.details, **sample.metrics}, indent=1),
         }
@@ -76,13 +78,13 @@ def write_gallery(path: Path, title: str, samples: Sequence[Sample], pictures: S
     write_text(path, page.render(title=title, entries=entries, **counts))
 
 
-def _found(details: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A line for each box or text, after its colour if it has one."""
-    for one in details.get("detections", ()):
-        color = one.get("color") or ""
-        yield color if color.isalpha() else "", f"{color} {one['name']} {one['score']:.2f}".strip()
-    for one in details.get("recognized", ()):
-        yield "", f"read {one['text']!r} {one['confidence']:.2f}"
+def _seen(details: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Colour, if it has one, and a line for each box or text."""
+    for box in details.get("detections", ()):
+        color = box.get("color") or ""
+        yield color if color.isalpha() else "", f"{color} {box['name']} {box['score']:.2f}".strip()
+    for line in details.get("recognized", ()):
+        yield "", f"read {line['text']!r} {line['confidence']:.2f}"
 
 
 def _address(path: Path, details: Mapping[str, Any]) -> str:
@@ -96,17 +98,17 @@ def _address(path: Path, details: Mapping[str, Any]) -> str:
     draw_boxes(shown, details.get("detections", ()), factor)
     buffer = io.BytesIO()
     shown.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(buffer.getvalue(), "png")
 
 
 def draw_boxes(image: Image.Image, detections: Iterable[Mapping[str, Any]], factor: float) -> None:
     """Frames and names of detections on a picture that was enlarged by `factor`; a name stays inside the picture."""
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(LETTERS)
-    for one in detections:
-        box = [edge * factor for edge in one["box"]]
+    for detection in detections:
+        box = [edge * factor for edge in detection["box"]]
         draw.rectangle(box, outline=FRAME, width=2)
-        name = " ".join(part for part in (one.get("color"), one["name"]) if part)
+        name = " ".join(word for word in (detection.get("color"), detection["name"]) if word)
         left, top, right, bottom = draw.textbbox((0, 0), name, font=font)
-        place = max(0, min(box[0], image.width - (right - left) - 4)), max(0, box[1] - (bottom - top) - 4)
-        draw.rectangle((*place, place[0] + right - left + 4, place[1] + bottom - top + 4), fill=FRAME)
-        draw.text((place[0] + 2 - left, place[1] + 2 - top), name, fill=NAME, font=font)
+        x, y = max(0, min(box[0], image.width - (right - left) - 4)), max(0, box[1] - (bottom - top) - 4)
+        draw.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=FRAME)
+        draw.text((x + 2 - left, y + 2 - top), name, fill=NAME, font=font)

@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 
 from opdbench.console.progress import Console
-from opdbench.core import Estimate, Evaluator, Meter, Prompt, Sample, Sampler, judges
+from opdbench.core import Estimate, Evaluator, Meter, Prompt, Sample, Sampler, judge_failed, judges
 from opdbench.diffusion.adapters import Adapter
 from opdbench.diffusion.flow import kl_weight, transitions
 from opdbench.diffusion.model import Model
 from opdbench.diffusion.walk import Noise, walk
-from opdbench.evaluation.evaluate import BATCH, choose, column_key, evaluate, expected_rows, prompt_hash
+from opdbench.evaluation.evaluate import BATCH, choose, choose_prompts, column_key, evaluate, expected_rows, prompt_hash
 from opdbench.parallel.processes import ALONE, Team
 from opdbench.records.digest import FORMAT, digest
 from opdbench.records.rows import Picked, write_samples
@@ -102,7 +102,7 @@ class Suite:
 
     def prompts(self, task: str) -> list[Prompt]:
         """The test prompts of a task."""
-        return choose(self.evaluators[task].prompts("test"), self.limit)
+        return choose_prompts(self.evaluators[task], self.evaluators[task].prompts("test"), self.limit)
 
     def key(self, question: Question) -> str:
         """What the answer may share a column with."""
@@ -116,20 +116,24 @@ class Suite:
         )
         expected = expected_rows(question.judge.name, question.prompts)
         evaluation = self.store.finished_evaluation(name, expected)
-        if evaluation is None:
+        if evaluation is None or any(map(judge_failed, evaluation.samples)):
             with self._lock(name, title):
                 evaluation = self.store.finished_evaluation(name, expected)
-                if evaluation is None:
-                    evaluation = self._answer(question, name, title, console)
+                if evaluation is None or any(map(judge_failed, evaluation.samples)):
+                    evaluation = self._answer(question, name, title, console, evaluation)
         return evaluation.samples, evaluation.meter
 
     def _lock(self, name: str, title: str) -> AbstractContextManager[None]:
         """The lock of an evaluation; of a team of processes only the first one takes it."""
         return self.store.lock("evaluation", name, title) if self.team.leads else nullcontext()
 
-    def _answer(self, question: Question, name: str, title: str, console: Console) -> Evaluation:
+    def _answer(
+        self, question: Question, name: str, title: str, console: Console, known: Evaluation | None
+    ) -> Evaluation:
+        """Make an evaluation; of one that is known only the rows whose judge had failed."""
         self.team.wait()
-        target, meter = self.store.evaluation(name) if self.team.leads else self.store.path(name), Meter()
+        new, meter = self.team.leads and known is None, Meter()
+        target = self.store.evaluation(name) if new else self.store.path(name)
         self.team.wait()
         policy = self.model.frozen(question.actor.adapter, question.guidance)
 
@@ -137,9 +141,11 @@ class Suite:
             console.progress(title, done, total, {})
 
         samples = evaluate(
-            self.model, policy, question.sampler, question.judge, question.prompts, target, meter, progress, self.team
+            self.model, policy, question.sampler, question.judge, question.prompts, target, meter, progress, self.team,
+            known=known.samples if known else None,
         )  # fmt: skip
-        cost = Meter(seconds=meter.seconds, peak_mib=meter.peak_mib)
+        before = known.meter if known else Meter()
+        cost = Meter(before.forwards, before.images, before.seconds + meter.seconds, meter.peak_mib)
         for own in self.team.gather(meter):
             cost.add(own)
         if self.team.leads:
@@ -149,12 +155,12 @@ class Suite:
 
     def probes(self, actor: Actor, teachers: Sequence[Actor], console: Console) -> tuple[Probe, ...]:
         """The full suite's further numbers of a policy."""
-        found = []
+        probes = []
         for kind, on, question in self._questions(actor):
             task = question.judge.name
             title = f"evaluate {actor.name} on {task}, {on or 'stage'}"
             samples, _ = self.ask(question, title, console)
-            found.append(Probe(kind, actor.name, task, on, self.key(question), estimate(samples)))
+            probes.append(Probe(kind, actor.name, task, on, self.key(question), estimate(samples)))
         for teacher in teachers:
             states, walked = prompt_hash(self._states(teacher)), f"flow-sde-{teacher.sampler.steps}"
             key = f"kl@1[{teacher.name}] {states} {walked} {str(self.model.dtype).removeprefix('torch.')}"
@@ -167,8 +173,8 @@ class Suite:
             self.team.wait()
             evaluation = self.store.finished_evaluation(name, expected)
             assert evaluation is not None
-            found.append(Probe("kl", actor.name, teacher.tasks[0], "", key, estimate(evaluation.samples)))
-        return tuple(found)
+            probes.append(Probe("kl", actor.name, teacher.tasks[0], "", key, estimate(evaluation.samples)))
+        return tuple(probes)
 
     def _questions(self, actor: Actor) -> Iterator[tuple[str, str, Question]]:
         """Kind of the probe, what it is on, and the evaluation."""
@@ -192,7 +198,7 @@ class Suite:
 
     @torch.no_grad()
     def _kl(self, actor: Actor, teacher: Actor) -> list[Sample]:
-        """KL of the policy's path from the teacher's (nats, sum over steps and dimensions), a row a prompt.
+        """KL of the policy's path from the teacher's (nats, sum over steps and dimensions), one row per prompt.
 
         Both take flow-sde's steps, so the KL of a step is c_v^2 |v - v_T|^2 / (2 std^2) (arXiv 2605.15055,
         eq. 10-15); the states are the teacher's, in the spirit of a fixed-state KL.
@@ -202,14 +208,14 @@ class Suite:
         sampler = Sampler("flow-sde", teacher.sampler.steps, NOISE_LEVEL, teacher.sampler.guidance)
         steps, prompts, rows = transitions(sampler, self.model.sigmas(sampler.steps)), self._states(teacher), []
         for first in range(0, len(prompts), BATCH):
-            part = prompts[first : first + BATCH]
-            condition = self.model.encode([prompt.text for prompt in part])
-            noise = Noise([f"states/{p.id}" for p in part], self.model.latent_shape, self.model.device)
-            total = torch.zeros(len(part), device=self.model.device)
+            batch = prompts[first : first + BATCH]
+            condition = self.model.encode([prompt.text for prompt in batch])
+            noise = Noise([f"states/{p.id}" for p in batch], self.model.latent_shape, self.model.device)
+            total = torch.zeros(len(batch), device=self.model.device)
             for step in walk(expert.at(condition), noise, steps):
                 gap = policy.velocity(step.x, step.transition.t, condition) - step.velocity
                 total += kl_weight(sampler, step.transition, "exact") * gap.square().flatten(1).sum(1)
-            rows += [Sample(p.id, 0, "kl", "", value, None) for p, value in zip(part, total.tolist(), strict=True)]
+            rows += [Sample(p.id, 0, "kl", "", value, None) for p, value in zip(batch, total.tolist(), strict=True)]
         return rows
 
 

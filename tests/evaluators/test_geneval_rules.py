@@ -10,7 +10,7 @@ import pytest
 
 from opdbench.core import Sample
 from opdbench.errors import UserError
-from opdbench.evaluation.standalone import table
+from opdbench.evaluation.tables import table
 from opdbench.evaluators.geneval.rules import Verdict, judge, relations
 from opdbench.evaluators.geneval.spec import parse_detections, parse_metadata, parse_options
 

@@ -17,8 +17,10 @@ from opdbench.core import Sample
 from opdbench.errors import UserError
 from opdbench.evaluation.evaluate import cut, score_in_parts
 from opdbench.evaluation.gallery import SIDE, write_gallery
-from opdbench.evaluation.picture_files import Picture, open_picture, read_pictures, uneven
-from opdbench.evaluation.standalone import evaluate_pictures, table
+from opdbench.evaluation.picture_files import PictureFile, read_pictures, uneven
+from opdbench.evaluation.picture_pixels import open_picture
+from opdbench.evaluation.standalone import evaluate_pictures
+from opdbench.evaluation.tables import table
 from opdbench.evaluators.ocr.judge import OCR
 from opdbench.tiny.prompts import geneval_prompts, ocr_prompts
 from opdbench.tiny.render import render
@@ -161,23 +163,24 @@ def test_pictures_are_counted_by_prompt(words):
         ("words/0001", 0, 2),
     ]
     assert uneven(pictures) == ""
-    write_rows(words, [{"image": "0-0.png", "prompt": "x"}] * 3 + [{"image": "0-0.png", "prompt": "y"}])
+    prompts = {"0-0.png": "x", "0-1.png": "x", "1-0.png": "x", "1-1.png": "y"}
+    write_rows(words, [{"image": name, "prompt": prompt} for name, prompt in prompts.items()])
     assert "1 of 1, 1 of 3" in uneven(read_pictures(words))
 
 
-def test_alpha_and_orientation_are_read_as_the_official_script_does(tmp_path):
+def test_orientation_is_applied_and_alpha_is_seen_over_white(tmp_path):
     turned = Image.new("RGB", (20, 10), "red")
     exif = Image.Exif()
     exif[0x0112] = 6
     turned.save(tmp_path / "a.png", exif=exif)
     Image.new("RGBA", (8, 8), (1, 2, 3, 0)).save(tmp_path / "b.png")
     assert open_picture(tmp_path / "a.png").size == (10, 20)
-    assert open_picture(tmp_path / "b.png").getpixel((0, 0)) == (1, 2, 3)
+    assert open_picture(tmp_path / "b.png").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_the_gallery_escapes_what_people_and_engines_wrote(tmp_path, words):
     evil = "<script>alert('x')</script>"
-    pictures = [Picture(p.path, p.prompt.__class__(evil, evil, "ocr"), 0, "") for p in read_pictures(words)[:3]]
+    pictures = [PictureFile(p.path, p.prompt.__class__(evil, evil, "ocr"), 0, "") for p in read_pictures(words)[:3]]
     read = {"text": evil, "confidence": 0.25}
     box = {"name": evil, "color": "red; background: url(x)", "box": [1, 1, 9, 9], "score": 0.5}
     samples = [
@@ -265,8 +268,8 @@ def test_a_jpeg_in_genevals_layout_is_not_silently_left_out(folder, tmp_path):
 
 def test_bad_options_are_one_clear_line(folder, tmp_path):
     for args, message in (
-        (["--pictures", folder, "--limit", "3"], "bring their own prompts"),
-        (["--share", "0/2"], "give both, or neither"),
+        (["--pictures", folder, "--limit", "3"], "brings its own prompts"),
+        (["--share", "0/2"], "--share needs --pictures"),
         (["--pictures", folder, "--share", "2/2"], "bad --share"),
         (["--tasks", "pickscor"], "did you mean 'pickscore'"),
         (["--source", "ocr"], "bad --source"),

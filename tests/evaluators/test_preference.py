@@ -96,10 +96,14 @@ def test_reward_is_value_and_no_score_without_pairs(preference):
         preference.score([], [prompt])
 
 
-@pytest.mark.parametrize("image", [Image.new("L", (64, 64)), Image.new("RGB", (8, 64))])
-def test_unfit_pictures_are_user_errors(preference, image):
+def test_unfit_pictures_are_unscored_and_other_modes_are_user_errors(preference):
+    fit, row = Image.new("RGB", (64, 64), "red"), preference_prompts("test")[0]
+    small, good, long = preference.score([Image.new("RGB", (8, 64)), fit, Image.new("RGB", (16, 1601))], [row] * 3)
+    assert (small.value, long.value) == (None, None)
+    assert "RGB picture of at least 16x16" in small.reason
+    assert good.value == pytest.approx(preference.score([fit], [row])[0].value, abs=1e-5)
     with pytest.raises(UserError, match="RGB picture of at least 16x16"):
-        preference.score([image], [preference_prompts("test")[0]])
+        preference.score([Image.new("L", (64, 64))], [row])
 
 
 def test_empty_text_and_missing_model_are_user_errors(preference, tmp_path: Path):

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from opdbench.core import Prompt, metric_key
+from opdbench.core import Prompt, judge_failed, metric_key
 from opdbench.errors import UserError
 from opdbench.evaluators.vlm import endpoint
 from opdbench.evaluators.vlm.judges import VLM, spellings
@@ -81,12 +81,12 @@ def prompt(k, **spec):
     return Prompt(f"p/{k}", f"caption {k}", "x", spec)
 
 
-def test_unifiedreward_reads_the_first_final_score(server):
+def test_unifiedreward_reads_the_last_final_score(server):
     sizes = []
 
     def answer(path, text, picture):
         sizes.append((path, picture.size, "[caption" in text))
-        return says(f"Long talk. Final Score: {1 + picture.getpixel((0, 0))[0] / 10}. Final Score: 5")
+        return says(f"Final Score: 5? No. Final Score: {1 + picture.getpixel((0, 0))[0] / 10}.")
 
     server.answer = answer
     judge = evaluator("unifiedreward", server.url)
@@ -95,7 +95,7 @@ def test_unifiedreward_reads_the_first_final_score(server):
     assert [s.reward for s in scores] == pytest.approx([(1 + k / 10) / 5 for k in range(20)])
     assert set(sizes) == {("/v1/chat/completions", (512, 512), True)}
     assert {body["temperature"] for _, body in server.asked} == {0}
-    assert metric_key(judge) == "unifiedreward@1[judge-7b]"
+    assert metric_key(judge) == "unifiedreward@2[judge-7b]"
     back = judge.score(pictures(20)[::-1], [prompt(k) for k in range(20)][::-1])
     assert [s.value for s in back] == [s.value for s in scores][::-1]
 
@@ -127,7 +127,8 @@ def test_a_reply_without_a_score_is_unscored(server, text):
     server.answer = lambda path, question, picture: says(text)
     (score,) = VLM("unifiedreward", server.url).score(pictures(1), [prompt(0)])
     assert (score.value, score.reward, score.metrics) == (None, None, {"parsed": 0.0})
-    assert "no 'Final Score:'" in score.reason
+    assert "1 to 5" in score.reason
+    assert not judge_failed(score)
 
 
 def test_soft_tifa_is_the_geometric_mean_of_first_token_probabilities(server):
