@@ -14,7 +14,7 @@ from typing import Any
 from opdbench.errors import UserError, unknown
 from opdbench.evaluators.geneval.rules import judge
 from opdbench.evaluators.geneval.spec import number, parse_detections, parse_metadata, parse_options
-from opdbench.evaluators.ocr.rules import TextReward, score_text, unscored
+from opdbench.evaluators.ocr.rules import TextReward, doubt, score_text, unscored
 from opdbench.prompt_sets import read_lines
 
 
@@ -63,8 +63,7 @@ def _read(row: Mapping[str, Any]) -> TextReward:
 
 def _score_ocr(row: Mapping[str, Any]) -> dict[str, Any]:
     reading = _read(row)
-    warning = {"warning": reading.doubt} if reading.doubt else {}
-    return {"score": reading.value, "error": reading.error or None, **warning}
+    return {"score": reading.value, "error": reading.error or None}
 
 
 _SCORERS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
@@ -112,6 +111,21 @@ def score_file(task: str, file: Path) -> Iterator[dict[str, Any]]:
     return score_rows(task, lines)
 
 
+def doubts(task: str, file: Path) -> list[str]:
+    """For each row that may be scored for another text than its prompt asks for: its line and the reason."""
+    if task != "ocr":
+        return []
+    reasons = []
+    for row_number, line in enumerate(read_lines(file), 1):
+        try:
+            prompt = _parse(line).get("prompt") if line.strip() else None
+        except UserError:
+            continue
+        if isinstance(prompt, str) and (reason := doubt(prompt)):
+            reasons.append(f"line {row_number}: {reason}")
+    return reasons
+
+
 def score_rows(task: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """One dict per row, in order; blank lines are no rows.
 
@@ -123,8 +137,7 @@ def score_rows(task: str, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
     Returns:
         For geneval `id, correct, reasons, strict, dense_flowgrpo, dense_fixed`; for ocr
-        `id, score, error`, and `warning` where another text may be meant. A row that cannot be scored has null
-        there and says why in `error`.
+        `id, score, error`. A row that cannot be scored has null there and says why in `error`.
 
     Raises:
         UserError: at once, for an unknown task; never for a row.

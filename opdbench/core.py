@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -178,6 +179,9 @@ def doubt(evaluator: Evaluator, prompt: Prompt) -> str:
     ask = getattr(evaluator, "doubt", None)
     return "" if ask is None else str(ask(prompt))
 
+
+ANY_SIDE = sys.maxsize
+"""Side of pictures that may have any size, for `metric_key`."""
 
 JUDGE_FAILED = "judge_failed"
 """Key of the details of a score that is missing because the judge failed, not because of its answer."""

@@ -148,7 +148,7 @@ def pulled(name: str, task: str | None = None, train: str = "") -> Callable[[Spl
 
     def prompts(split: Split) -> Sequence[Prompt]:
         if split != "test" and not train:
-            raise UserError(f"prompt set {name!r} has test prompts only; it cannot be used for training")
+            raise UserError(f"prompt set {name!r} has test prompts alone; it cannot be used for training")
         return load(name if split == "test" else train, task or name)
 
     return prompts

@@ -13,11 +13,12 @@ from PIL.Image import Image
 from opdbench import registry
 from opdbench.api.result import Picture, Result, picture_name
 from opdbench.api.subjects import Subject, checked, drawer, evaluating, seed_of
-from opdbench.core import Evaluator, Prompt, Sample, compares, metric_key
+from opdbench.core import ANY_SIDE, Evaluator, Prompt, Sample, compares, metric_key
 from opdbench.environment import environment
 from opdbench.errors import UserError
-from opdbench.evaluation.evaluate import choose, cut, make_row, prompt_hash
-from opdbench.evaluation.standalone import prompts_of, set_name, table
+from opdbench.evaluation.evaluate import choose, choose_prompts, cut, make_row, prompt_hash
+from opdbench.evaluation.model_scores import prompts_of
+from opdbench.evaluation.tables import set_name, table
 from opdbench.files import check_writable
 
 KEPT = 8
@@ -65,7 +66,7 @@ def evaluate(
         UserError: for an unknown task, a missing weight file, or pictures that do not fit the prompts.
     """
     draw, judges = drawer(subject, settings or {}), _judges(tasks, sources or {})
-    chosen = {judge.name: choose(prompts_of(judge, prompts), limit) for judge in judges}
+    chosen = {judge.name: choose_prompts(judge, prompts_of(judge, prompts), limit) for judge in judges}
     folder = Path(out) if out is not None else None
     if folder:
         check_writable(folder)
@@ -144,7 +145,7 @@ def _extended(
     result: Result, judge: Evaluator, prompts: Sequence[Prompt], samples: list[Sample], pictures: list[Picture]
 ) -> Result:
     """`result` with another task."""
-    key = f"{metric_key(judge)} {prompt_hash(prompts)}"
+    key = f"{metric_key(judge, ANY_SIDE)} {prompt_hash(prompts)}"
     return replace(
         result,
         estimates=[*result.estimates, *table(judge.name, key, set_name(prompts), samples)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,5 +183,7 @@ def score(
     for row in scoring.score_file(task, file):
         broken = broken or bool(row.get("error"))
         print(json.dumps(row))
+    if doubts := scoring.doubts(task, file):
+        print(f"warning: {len(doubts)} rows are doubtful; {doubts[0]}", file=sys.stderr)
     if broken:
         raise typer.Exit(1)

@@ -44,10 +44,12 @@ def choose_prompts(evaluator: Evaluator, prompts: Sequence[Prompt], limit: int |
     Without that a small limit drops whole groups (GenEval's 16 counting prompts of 128), and the mean over groups is
     over fewer ones.
     """
+    if limit is None or limit >= len(prompts):
+        return list(prompts)
     groups: dict[str, list[int]] = {}
     for number, prompt in enumerate(prompts):
         groups.setdefault(evaluator.group(prompt), []).append(number)
-    if limit is None or limit >= len(prompts) or not 1 < len(groups) <= limit:
+    if not 1 < len(groups) <= limit:
         return choose(prompts, limit)
     shares = _share_out(limit, [len(group) for group in groups.values()])
     numbers = [number for group, share in zip(groups.values(), shares, strict=True) for number in choose(group, share)]

@@ -70,9 +70,10 @@ def test_broken_rows_end_with_1_and_no_rows_with_2(tmp_path):
         assert (done.returncode, len(done.stdout.splitlines())) == (code, len(rows))
     inch = {"id": 3, "prompt": 'a 12" sign "HOT"', "recognized": ["HOT"]}
     (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(inch).encode())
-    row = json.loads(opdbench("score", "ocr", tmp_path / "rows.jsonl").stdout)
-    assert row["score"] == 0
-    assert "inch mark" in row["warning"]
+    done = opdbench("score", "ocr", tmp_path / "rows.jsonl")
+    assert (done.returncode, json.loads(done.stdout)["score"]) == (0, 0)
+    assert "warning: 1 rows are doubtful; line 1: " in done.stderr
+    assert "inch mark" in done.stderr
 
 
 @pytest.mark.parametrize("height", [12, 16, 20])
