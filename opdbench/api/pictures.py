@@ -14,8 +14,8 @@ from opdbench.api.evaluation import Shot
 from opdbench.api.subjects import drawer, evaluating, seed_of
 from opdbench.core import Evaluator, Prompt
 from opdbench.errors import UserError
-from opdbench.evaluation.evaluate import choose, cut
-from opdbench.evaluation.standalone import prompts_of
+from opdbench.evaluation.evaluate import choose_prompts, cut
+from opdbench.evaluation.model_scores import prompts_of
 from opdbench.files import write_text
 
 Progress = Callable[[int, int], None]
@@ -48,7 +48,7 @@ def generate(
     Returns:
         The file of rows.
     """
-    chosen = choose(prompts_of(judge, prompts), limit)
+    chosen = choose_prompts(judge, prompts_of(judge, prompts), limit)
     shots = [Shot(prompt, k) for prompt in chosen for k in range(prompt.images)]
     missing = [shot for shot in shots if not _path(folder, judge, shot).exists()]
     draw = drawer(pipeline, settings)
