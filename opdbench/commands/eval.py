@@ -66,11 +66,9 @@ def eval_(
     from opdbench.registry import parse_sources, parse_tasks
 
     wanted = parse_tasks(tasks, ("evaluators", "judges"))
-    if pictures and (prompts or adapter or limit):
-        raise UserError("--pictures brings its own prompts; it cannot be combined with --prompts, --adapter or --limit")
-    if pictures and keep_pictures:
-        raise UserError("--keep-pictures keeps the pictures of a model; it cannot be combined with --pictures")
-    if share and not pictures:
+    if pictures:
+        _refuse_beside_pictures(bool(prompts or adapter or limit), keep_pictures)
+    elif share:
         raise UserError("--share needs --pictures")
     walk = Walk(sampler, noise_level)
     walk.at(1, 0.0)  # checks both before anything is loaded
@@ -100,6 +98,13 @@ def eval_(
         print_estimates(rows, format_)
     if any(row["unscored"] for row in rows if not row["metric"]):
         raise typer.Exit(1)
+
+
+def _refuse_beside_pictures(drawn: bool, kept: bool) -> None:
+    if drawn:
+        raise UserError("--pictures brings its own prompts; it cannot be combined with --prompts, --adapter or --limit")
+    if kept:
+        raise UserError("--keep-pictures keeps the pictures of a model; it cannot be combined with --pictures")
 
 
 @dataclass(frozen=True)
