@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from opdbench.leaderboards.check.claims import judge_claims, load_claims
 from opdbench.leaderboards.numbers.cost import Cost, cost
 from opdbench.leaderboards.numbers.runs import Group, group_runs, load_runs
 from opdbench.stats import over_seeds
@@ -119,3 +120,17 @@ def test_joint_rl_ends_above_opd_on_every_task_and_seed():
             score(first, "student", task) > score(second, "student", task)
             for first, second in zip(joint, opd, strict=True)
         )
+
+
+def test_what_is_significant_between_opd_and_joint_rl():
+    runs = [run for budget in budgets().values() for run in budget.group.runs]
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    joint, cheaper = [], []
+    for finding in judge_claims(load_claims().families, runs):
+        if (p_value := re.search(r"([\d.]+) by Holm", finding.detail)) and "multi-rl" in finding.detail:
+            (joint if "mean gain is" in finding.detail else cheaper).append((finding.verdict, float(p_value[1])))
+    assert [verdict for verdict, _ in joint] == ["inconclusive"] * 4
+    assert f"(smallest p {min(p for _, p in joint):.2f})".replace("p 0.", "p .") in page
+    ((verdict, p_value),) = cheaper
+    assert verdict == "diverged"
+    assert f"fewer forwards in all (p {p_value:.2f})".replace("p 0.", "p .") in page

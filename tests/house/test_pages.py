@@ -166,6 +166,11 @@ def test_every_method_and_every_loss_has_a_row(section, listed):
     assert set(re.findall(r"^\| `([\w-]+)` \|", rows, re.MULTILINE)) == set(listed) - {"velocity"}
 
 
+def test_every_command_is_on_the_page_of_the_package():
+    section = prose(ROOT / "opdbench" / "README.md").partition("## All commands")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `opdbench (\w+)` \|", section, re.MULTILINE)) == set(COMMANDS)
+
+
 def test_the_tree_of_the_package_lists_every_room_from_the_top_floor_down():
     tree = next(code for code in blocks(ROOT / "opdbench" / "README.md", "text") if "core.py" in code)
     rooms = [line.split()[0].strip("/").removesuffix(".py") for line in tree.splitlines()]
