@@ -9,20 +9,24 @@ from dataclasses import dataclass, replace
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from opdbench.leaderboards.plots.curves import CurvePoint
+from opdbench.leaderboards.plots.labels import Anchor, Box, Label, place_labels
+from opdbench.leaderboards.tables.formats import visible
 
 TICKS, NARROW = 4, 4
 """Ticks wanted on an axis; a logarithmic one that spans less than this factor gets even ones."""
-TAG_WIDTH, TAG_HEIGHT = 50, 13
-"""ChartText beside dots that are less than this apart keep this distance from above to below."""
+LETTER, TAG_HEIGHT, GAP = 6.4, 13.0, 9.0
+"""Width of a letter of a name, height of a name, and its distance from its dot."""
+LONGEST = 26
+"""Letters of a name; longer ones are cut."""
 CROWD = 6
-"""More dots than these have their names in a column beside a larger plot."""
+"""More dots than these need the larger plot."""
 ROOM = 0.06
 """Free space beyond the outermost points, as a share of the axis."""
 
 
 @dataclass(frozen=True)
 class ChartFrame:
-    """A picture's size, the edges of the plot inside it, and whether names stand in a column to the plot's right."""
+    """A picture's size, the edges of the plot inside it, and whether it is the large one."""
 
     width: int
     height: int
@@ -30,11 +34,11 @@ class ChartFrame:
     right: int
     top: int
     bottom: int
-    column: bool = False
+    large: bool = False
 
 
-SMALL = ChartFrame(360, 220, 46, 348, 10, 180)
-LARGE = ChartFrame(760, 400, 46, 560, 10, 360, column=True)
+SMALL = ChartFrame(360, 236, 46, 348, 24, 196)
+LARGE = ChartFrame(860, 460, 46, 700, 24, 420, large=True)
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,20 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Tag:
+    """The name beside a dot: its left end and baseline, and the end of the leader from the dot, or None."""
+
+    text: str
+    x: float
+    y: float
+    leader: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class DrawnSeries:
     """A line in the picture's units: `path` and `band` are SVG paths, `dots` are (x, y, y of both ends).
 
-    `tags` are the heights of the name that each dot has.
+    `tags` are the names of the dots.
     """
 
     label: str
@@ -66,7 +80,7 @@ class DrawnSeries:
     path: str
     band: str
     dots: tuple[tuple[float, float, float, float], ...]
-    tags: tuple[float, ...] = ()
+    tags: tuple[Tag, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,27 +121,19 @@ def draw(names: ChartText, lines: Sequence[Series], log_x: bool = False) -> Char
     reach = [p.y + end for p, error in zip(points, errors, strict=True) for end in (-error, error)]
     x_low, x_high = _limits([p.x for p in points], log_x)
     y_low, y_high = _limits(reach, False)
-    frame = _frame(sum(len(line.points) for line in lines if line.dots))
+    frame = LARGE if sum(len(line.points) for line in lines if line.dots) > CROWD else SMALL
     x, y = _scale(x_low, x_high, frame.left, frame.right, log_x), _scale(y_low, y_high, frame.bottom, frame.top, False)
     across = EngFormatter(sep="")
     return Chart(
         frame,
         names.title,
         names.task,
-        names.across,
+        names.across + (" (log scale)" if log_x else ""),
         names.up,
         tuple((x(v), across(v)) for v in _ticks(x_low, x_high, log_x)),
         tuple((y(v), f"{v:.6g}") for v in _ticks(y_low, y_high, False)),
         _named([_mark(line, x, y) for line in lines], frame),
     )
-
-
-def _frame(dots: int) -> ChartFrame:
-    """`LARGE` for many dots, higher where their names need it."""
-    if dots <= CROWD:
-        return SMALL
-    more = max(0, dots * TAG_HEIGHT - (LARGE.bottom - LARGE.top))
-    return replace(LARGE, height=LARGE.height + more, bottom=LARGE.bottom + more)
 
 
 def _limits(values: Sequence[float], log: bool) -> tuple[float, float]:
@@ -173,21 +179,25 @@ def _mark(line: Series, x: Scale, y: Scale) -> DrawnSeries:
 
 
 def _named(marks: Sequence[DrawnSeries], frame: ChartFrame) -> tuple[DrawnSeries, ...]:
-    """The marks with their dots' names, at least `TAG_HEIGHT` apart where dots are near or names in a column."""
-    dots = sorted((dot[1], dot[0], k, n) for k, mark in enumerate(marks) for n, dot in enumerate(mark.dots))
-    heights = [height for height, *_ in dots]
+    """The marks with their dots' names, which cover neither each other nor dots."""
+    names = [_cut(mark.label) for mark in marks for _ in mark.dots]
+    anchors = [
+        Anchor(x, -y, LETTER * len(name), TAG_HEIGHT)
+        for name, (x, y, *_) in zip(names, (dot for mark in marks for dot in mark.dots), strict=True)
+    ]
+    inside = Box(frame.left, -frame.bottom, frame.width, -frame.top)  # heights point up there
+    labels = iter(zip(names, place_labels(anchors, inside, GAP), strict=True))
+    return tuple(replace(mark, tags=tuple(_tag(*next(labels)) for _ in mark.dots)) for mark in marks)
 
-    def near(n: int, others: range) -> list[float]:
-        return [heights[m] for m in others if frame.column or abs(dots[m][1] - dots[n][1]) < TAG_WIDTH]
 
-    for n in range(len(dots)):
-        heights[n] = max([heights[n], *(other + TAG_HEIGHT for other in near(n, range(n)))])
-    for n in reversed(range(len(dots))):  # what was pushed out of the plot goes up again
-        heights[n] = min([heights[n], float(frame.bottom), *(o - TAG_HEIGHT for o in near(n, range(n + 1, len(dots))))])
-    heights_of = {(k, n): height for height, (*_, k, n) in zip(heights, dots, strict=True)}
-    return tuple(
-        replace(mark, tags=tuple(heights_of[k, n] for n in range(len(mark.dots)))) for k, mark in enumerate(marks)
-    )
+def _tag(name: str, label: Label) -> Tag:
+    end = (round(label.leader[0], 1), round(-label.leader[1], 1)) if label.leader else None
+    return Tag(name, round(label.box.left, 1), round(-label.box.low - 3, 1), end)
+
+
+def _cut(name: str) -> str:
+    shown = visible(name)
+    return shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "…"
 
 
 def _path(corners: Sequence[tuple[float, float]]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from opdbench.core import Estimate
 from opdbench.leaderboards.numbers.compare import Comparison, Entry
 from opdbench.leaderboards.numbers.figure import Figure, seeds_figure
-from opdbench.leaderboards.numbers.gain import HEADLINE
+from opdbench.leaderboards.numbers.gain import HEADLINE, common_scales
 from opdbench.leaderboards.numbers.runs import Group, cell_of
 from opdbench.leaderboards.page.charts import Chart, ChartText, Series, draw
 from opdbench.leaderboards.plots.curves import CurvePoint, families, stage_curves
@@ -25,7 +25,7 @@ def learning_curves(groups: Sequence[Group], slots: Mapping[str, int]) -> list[C
     """
     charts: dict[str, list[Series]] = defaultdict(list)
     measures: dict[str, str] = {}
-    for curve in stage_curves(groups):
+    for curve in (curve for curve in stage_curves(groups) if len(curve.points) > 1):
         title = short(curve.title)
         slot = slots[curve.labels[0]] if len(curve.labels) == 1 else 0
         charts[title].append(Series(", ".join(curve.labels), slot, curve.points))
@@ -78,7 +78,7 @@ class TaskChange:
     """How a trained policy differs from the base model on a task; better is positive.
 
     Attributes:
-        depth: from -1 to 1, the change as a share of the task's largest.
+        depth: from -1 to 1, the change as a share of the teachers' gain, or without teachers of the base score.
     """
 
     task: str
@@ -116,18 +116,29 @@ def _changes(named: Sequence[tuple[str, Group]], tasks: Sequence[str]) -> Policy
     for name, group in named:
         key = name, tuple(_change(group, name, task) for task in tasks)
         owners[key] = (*owners.get(key, ()), group.label)
-    most = [max((abs(row[k][1].value or 0.0) for _, row in owners), default=0.0) or 1.0 for k in range(len(tasks))]
+    units = _units([group for _, group in named], tasks)
     return [
         (
             name,
             labels,
             [
-                TaskChange(task, trained, figure, (figure.value or 0.0) / top)
-                for task, (trained, figure), top in zip(tasks, row, most, strict=True)
+                TaskChange(task, trained, figure, max(-1.0, min(1.0, (figure.value or 0.0) / unit)))
+                for task, (trained, figure), unit in zip(tasks, row, units, strict=True)
             ],
         )
         for (name, row), labels in owners.items()
     ]
+
+
+def _units(groups: Sequence[Group], tasks: Sequence[str]) -> list[float]:
+    """The change that has the full colour on each task: the teachers' gain, or without teachers the base score."""
+    runs = [run for group in groups for run in group.runs]
+    scales = common_scales(runs)
+    bases = {
+        cell.task: cell.estimate.value for run in runs for policy in run.record.policies if policy.role == "base"
+        for cell in policy.cells
+    }  # fmt: skip
+    return [abs(scales[task].gain if task in scales else bases.get(task) or 0.0) or 1.0 for task in tasks]
 
 
 def _values(record: RunRecord) -> dict[tuple[str, str], float]:

@@ -9,6 +9,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
@@ -19,11 +20,14 @@ from markupsafe import Markup
 from opdbench.errors import UserError
 from opdbench.files import write_text
 from opdbench.leaderboards.numbers.compare import Comparison, PolicyScore, compare
+from opdbench.leaderboards.numbers.figure import Figure
 from opdbench.leaderboards.numbers.runs import Group, common_preset, group_runs
+from opdbench.leaderboards.numbers.selection import comparable
 from opdbench.leaderboards.page import figures
 from opdbench.leaderboards.page.album import address, album
-from opdbench.leaderboards.tables.boards import blocks
-from opdbench.leaderboards.tables.document import figure_text, quantity, short
+from opdbench.leaderboards.page.samples import sample_data
+from opdbench.leaderboards.tables.boards import blocks, leaders, machine_note
+from opdbench.leaderboards.tables.document import places_of, rounded, short
 from opdbench.leaderboards.tables.formats import visible
 from opdbench.records.run import Run
 
@@ -45,19 +49,46 @@ class Origin:
     environments: tuple[Facts, ...]
 
 
-def write_report(runs: Sequence[Run], path: Path, variance: Path | None = None) -> None:
-    """Write the page; `UserError` if the runs cannot be compared, or a picture cannot be read.
+@dataclass(frozen=True)
+class GainBar:
+    """The bar of a mean gain on a scale that all methods share; `left` and `width` in percent."""
+
+    left: float
+    width: float
+
+
+def write_report(
+    runs: Sequence[Run], path: Path, variance: Path | None = None, written: date | None = None
+) -> list[Path]:
+    """Write the page; `UserError` if a picture cannot be read.
+
+    Runs that were evaluated differently from most others have a page of their own beside it, named by their number.
 
     Args:
         runs: finished runs.
         path: of the HTML file.
         variance: folder or record of `opdbench variance`, whose figures (SVG or PNG) are shown.
+        written: date on the page; none is shown without it, so that the same records give the same bytes.
     """
-    write_text(path, page(runs, variance_figures(variance) if variance else []))
+    figures_of, paths = variance_figures(variance) if variance else [], []
+    for number, alike in enumerate(comparable(runs), 1):
+        target = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        write_text(target, page(alike.runs, figures_of, alike.title, written))
+        paths.append(target)
+    return paths
 
 
-def page(runs: Sequence[Run], variance: Sequence[tuple[str, str]] = ()) -> str:
-    """The page's text; `variance` are names and data addresses of figures."""
+def page(
+    runs: Sequence[Run], variance: Sequence[tuple[str, str]] = (), title: str = "", written: date | None = None
+) -> str:
+    """The page's text.
+
+    Args:
+        runs: finished runs that were evaluated alike.
+        variance: names and data addresses of figures.
+        title: what tells these runs from others; may be empty.
+        written: date to show.
+    """
     comparison, groups = compare(runs), group_runs(runs)
     slots = _slots(comparison, groups)
     order = {entry.label: k for k, entry in enumerate(comparison.entries)}
@@ -85,11 +116,63 @@ def page(runs: Sequence[Run], variance: Sequence[tuple[str, str]] = ()) -> str:
             failures=album(groups, failures=True),
             variance=variance,
             tables=[block for block in blocks(comparison) if block.title not in SHOWN],
+            title=title,
+            written=written.isoformat() if written else "",
+            machines=_unique(_machine(run.record.environment) for run in runs),
+            notes=machine_note(runs),
+            bars=_bars(comparison),
+            one=100 * _position(comparison, 1.0),
+            places=_places(comparison),
+            leaders={column.task: leaders(column) for column in comparison.columns},
+            samples=sample_data(groups),
             style=Markup(text["css"]),
             script=Markup(text["js"]),
             script_hash=script,
         )
     )
+
+
+def _machine(environment: Mapping[str, str]) -> str:
+    """Platform, device and torch of a run, in a line."""
+    known = [environment[name] for name in ("platform", "device", "gpu") if environment.get(name)]
+    return ", ".join([*known, f"torch {environment['torch']}"] if environment.get("torch") else known)
+
+
+def _position(comparison: Comparison, gain: float) -> float:
+    """Where a mean gain lies between the lowest and the highest one, 0 and 1 included."""
+    gains = [entry.mean_gain.value for entry in comparison.entries if entry.mean_gain.value is not None]
+    low, high = min([0.0, *gains]), max([1.0, *gains])
+    return (gain - low) / (high - low)
+
+
+def _bars(comparison: Comparison) -> dict[str, GainBar]:
+    """Bars from 0 to each mean gain."""
+    bars, zero = {}, _position(comparison, 0.0)
+    for entry in comparison.entries:
+        if entry.mean_gain.value is not None:
+            end = _position(comparison, entry.mean_gain.value)
+            bars[entry.label] = GainBar(100 * min(zero, end), 100 * abs(end - zero))
+    return bars
+
+
+def _places(comparison: Comparison) -> dict[str, int]:
+    """Decimal places of the columns of the leaderboard, by task; "" is the mean gain."""
+    places = {"": places_of([entry.mean_gain.error for entry in comparison.entries])}
+    for task in comparison.tasks:
+        places[task] = places_of([score.figure.error for score in comparison.scores if score.task == task])
+    return places
+
+
+def _parts(figure: Figure, sign: str = "", places: int | None = None) -> tuple[str, str]:
+    """A figure's value and its error, as text."""
+    if figure.value is None:
+        return "–", ""
+    digits = places_of([figure.error]) if places is None else places
+    value = rounded(figure.value, digits, sign)
+    if not figure.error:
+        return value, ""
+    error = rounded(figure.error, digits)
+    return value, f"±{error}" if figure.over_seeds else f"s.e. {error}"
 
 
 def _slots(comparison: Comparison, groups: Sequence[Group]) -> dict[str, int]:
@@ -115,7 +198,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"visible": visible, "short": short, "figure": figure_text, "quantity": quantity}
+    made.filters |= {"visible": visible, "short": short, "parts": _parts}
     return made
 
 

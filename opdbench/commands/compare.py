@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,5 +39,7 @@ def report(
     from opdbench.leaderboards.numbers.runs import load_runs
     from opdbench.leaderboards.page.report import write_report
 
-    write_report(load_runs(finished(named, runs)), to, variance)
-    print(to)
+    for path in write_report(
+        load_runs(finished(named, runs)), to, variance, written=datetime.now(tz=timezone.utc).date()
+    ):
+        print(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -13,9 +13,10 @@ from records import LEVELS, World, illustrate, illustrated_runs, make_run, make_
 from opdbench.leaderboards.numbers.compare import compare
 from opdbench.leaderboards.numbers.runs import group_runs, load_runs
 from opdbench.leaderboards.page import charts, figures
-from opdbench.leaderboards.page.charts import ChartText, CurvePoint, Series
+from opdbench.leaderboards.page.charts import ChartText, Series
 from opdbench.leaderboards.page.report import page
-from opdbench.leaderboards.plots.curves import measured_points
+from opdbench.leaderboards.plots.curves import CurvePoint, measured_points
+from opdbench.leaderboards.plots.labels import Box
 from opdbench.records.store import POINTS
 
 
@@ -82,29 +83,17 @@ def test_a_methods_budgets_share_a_colour(tmp_path):
     assert shown["sft"] not in budgets
 
 
-def test_names_beside_dots_are_apart_and_stay_in_the_plot():
-    lines = [Series(str(k), 1, (CurvePoint(100.0 + k % 2, 0.1 * (k // 3)),), dots=True) for k in range(5)]
-    far = Series("far", 1, (CurvePoint(10.0, 0.0),), dots=True)
-    chart = charts.draw(ChartText("", "", "", ""), [*lines, far])
-    *marks, alone = chart.marks
-    assert chart.frame == charts.SMALL
-    assert_apart(marks, chart.frame)
-    assert alone.tags[0] == alone.dots[0][1]
-
-
-@pytest.mark.parametrize("count", [7, 12, 40])
-def test_many_names_stand_in_a_column(count):
-    lines = [Series(str(k), 1, (CurvePoint(100.0 * k, 0.1 * (k // 3)),), dots=True) for k in range(count)]
-    chart = charts.draw(ChartText("", "", "", ""), lines)
-    assert chart.frame.column
-    assert_apart(chart.marks, chart.frame)
-
-
-def assert_apart(marks, frame):
-    heights = sorted(mark.tags[0] for mark in marks)
-    assert all(after - before >= charts.TAG_HEIGHT for before, after in pairwise(heights))
-    assert heights[0] >= frame.top
-    assert heights[-1] <= frame.bottom < frame.height
+@pytest.mark.parametrize("count", [1, 6, 7, 18])
+def test_names_beside_dots_are_apart_and_in_the_picture(count):
+    lines = [Series(f"m{k}", 1, (CurvePoint(100.0 + k % 5, 0.1 * (k // 3)),), dots=True) for k in range(count)]
+    chart = charts.draw(ChartText("", "", "", "gain"), lines)
+    assert chart.frame == (charts.LARGE if count > charts.CROWD else charts.SMALL)
+    tags = [tag for mark in chart.marks for tag in mark.tags]
+    assert sorted(tag.text for tag in tags) == sorted(line.label for line in lines)
+    boxes = [Box(t.x, t.y - charts.TAG_HEIGHT, t.x + charts.LETTER * len(t.text), t.y) for t in tags]
+    assert all(one.overlap(other) < 1.5 for one, other in combinations(boxes, 2))
+    frame = chart.frame
+    assert all(frame.left <= box.left < box.right <= frame.width and 0 <= box.low < frame.height for box in boxes)
 
 
 def test_nothing_cheaper_beats_the_frontier(runs):

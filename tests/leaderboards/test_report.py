@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import date
 from itertools import product
 
 import pytest
@@ -15,10 +16,12 @@ from records import World, illustrate, illustrated_runs, make_run, make_runs
 
 from opdbench.core import Estimate
 from opdbench.errors import UserError
+from opdbench.leaderboards.numbers.compare import compare
 from opdbench.leaderboards.numbers.runs import group_runs, load_runs
 from opdbench.leaderboards.page import figures
 from opdbench.leaderboards.page.album import album
-from opdbench.leaderboards.page.report import page, variance_figures, write_report
+from opdbench.leaderboards.page.report import _bars, page, variance_figures, write_report
+from opdbench.records.rows import read_rows
 from opdbench.records.run import Probe
 from opdbench.stats import over_seeds
 
@@ -102,19 +105,57 @@ def test_the_page_sorts_by_click_and_by_keyboard(runs, visit):
 
 def test_the_page_filters_by_method_and_task(runs, visit):
     tab = visit(page(runs))
-    tab.get_by_label("Method").fill("SF")
+    tab.get_by_label("Methods").fill("SF")
     assert methods(tab) == ["sft"]
-    assert tab.locator("output").inner_text() == "1 of 3 methods"
+    assert tab.locator("#count").inner_text() == "1 of 3 methods"
     assert tab.locator("svg g[data-method=opd]").first.is_hidden()
     assert tab.locator("svg g[data-method=sft]").first.is_visible()
-    tab.get_by_label("Method").fill("")
+    tab.get_by_label("Methods").fill("")
     tab.get_by_label("Task").select_option("ocr")
     heads = [head.inner_text() for head in tab.locator("#leaderboard thead th").all() if head.is_visible()]
     assert "ocr" in heads
     assert not {"geneval", "preference"} & set(heads)
     assert tab.locator("main [data-task=geneval]:visible").count() == 0
-    tab.get_by_label("Method").fill("nobody")
-    assert tab.locator("output").inner_text() == "0 of 3 methods"
+    tab.get_by_label("Methods").fill("nobody")
+    assert tab.locator("#count").inner_text() == "0 of 3 methods"
+
+
+def test_filters_take_several_methods_and_are_part_of_the_address(runs, visit):
+    tab = visit(page(runs))
+    tab.get_by_label("Methods").fill("sft, mer")
+    tab.get_by_label("Task").select_option("ocr")
+    assert methods(tab) == ["sft", "merge"]
+    assert tab.evaluate("location.hash") == "#methods=sft%2C+mer&task=ocr"
+    tab.evaluate("location.hash = 'methods=opd'")
+    tab.wait_for_function("document.querySelector('#method').value === 'opd'")
+    assert methods(tab) == ["opd"]
+
+
+def test_every_sample_can_be_browsed(runs, visit):
+    tab = visit(page(runs))
+    assert tab.locator("#sample-count").inner_text() == "1 to 50 of 80"
+    first = [float(cell.inner_text()) for cell in tab.locator("#sample-rows td:nth-child(3)").all()]
+    tab.get_by_role("button", name="Next").click()
+    rest = [float(cell.inner_text()) for cell in tab.locator("#sample-rows td:nth-child(3)").all()]
+    run = next(r for r in runs if (r.record.method, r.record.seed) == ("opd", 0))
+    label = tab.locator("#sample-run option:checked").inner_text()
+    assert label.startswith("opd, seed 0, ")
+    task = label.rpartition(" ")[2]
+    values = sorted(row["value"] for row in read_rows(run.samples("student", task)))
+    assert first + rest == pytest.approx(values, abs=0.00051)
+    tab.get_by_label("Search").fill("0007")
+    assert tab.locator("#sample-rows tr").count() == 2
+
+
+def test_bars_share_a_scale_and_mark_the_teachers(runs):
+    comparison = compare(runs)
+    bars, gains = _bars(comparison), {e.label: e.mean_gain.value for e in comparison.entries}
+    for label, other in product(gains, gains):
+        assert bars[label].width * gains[other] == pytest.approx(bars[other].width * gains[label])
+    text = page(runs, written=date(2026, 2, 3))
+    assert "Page written on 2026-02-03" in text
+    assert "Linux, torch 2.7" in text
+    assert "Page written" not in page(runs)
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -137,11 +178,11 @@ def test_hostile_names_and_prompts_do_no_harm(text, visit, tmp_path):
     for method, seed in product((text, "opd"), range(2)):
         illustrate(make_run(tmp_path, method, seed, world, note=text), text)
     tab = visit(page(load_runs(sorted(path.parent for path in tmp_path.glob("*/record.json")))), 390)
-    assert tab.title() == "opdbench report"
+    assert tab.title().startswith("opdbench: 2 methods on ")
     assert tab.locator("main img").count() == tab.locator("main img[src^='data:image/webp']").count() > 0
-    assert tab.evaluate("document.scripts.length") == 1
+    assert tab.evaluate("[...document.scripts].filter(s => s.type !== 'application/json').length") == 1
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
-    tab.get_by_label("Method").fill(text[:20])
+    tab.get_by_label("Methods").fill(text[:20])
     assert len(methods(tab)) == (1 if "\u202e" not in text else 0)  # direction marks are spelt out
     assert "49{%" not in tab.content()
 
