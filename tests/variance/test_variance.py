@@ -16,7 +16,7 @@ from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Adapter, Lora
 from opdbench.diffusion.flow import transitions
 from opdbench.errors import UserError
-from opdbench.leaderboards.check.claims import gradient_claims
+from opdbench.leaderboards.check.claims import load_claims
 from opdbench.leaderboards.check.gradients import GradientClaim, judge_gradients
 from opdbench.leaderboards.numbers.runs import load_runs
 from opdbench.leaderboards.plots.estimators import write_curves, write_figures
@@ -172,7 +172,7 @@ def altered(record, name, change, **where):
 
 
 def test_claims_hold_fail_or_stay_open(record):
-    noisier, silent = gradient_claims()
+    noisier, silent = load_claims().gradients
     assert [f.verdict for f in judge_gradients([noisier, silent], [])] == ["inconclusive"] * 2
 
     def verdict(claim, change, **where):
@@ -192,7 +192,7 @@ def test_claims_hold_fail_or_stay_open(record):
 
 
 def test_the_shipped_claims_are_judged_on_a_real_study(record):
-    found = {f.subject: f for f in judge_gradients(gradient_claims(), [record])}
+    found = {f.subject: f for f in judge_gradients(load_claims().gradients, [record])}
     assert found["a constant advantage has no expected gradient"].verdict != "diverged"
 
 
