@@ -20,8 +20,10 @@ from opdbench.commands.generate import generate, sample
 from opdbench.commands.installed import data, list_
 from opdbench.commands.plot import plot
 from opdbench.commands.run import run
+from opdbench.commands.runs import runs
 from opdbench.commands.variance import variance
 from opdbench.errors import UserError
+from opdbench.files import of_the_disk
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -68,6 +70,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+app.add_typer(runs, name="runs")
 
 
 def _print_version(wanted: bool) -> None:
@@ -98,9 +101,14 @@ def main() -> NoReturn:
 
         print(f"opdbench: {visible(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
-    except (ImportError, RuntimeError):
-        if not (trouble := broken_torchvision()):
+    except OSError as error:
+        if (trouble := of_the_disk(error)) is None:
             raise
         print(f"opdbench: {trouble}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (ImportError, RuntimeError):
+        if not (broken := broken_torchvision()):
+            raise
+        print(f"opdbench: {broken}", file=sys.stderr)
         raise SystemExit(2) from None
     raise SystemExit(0)

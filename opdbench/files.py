@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +42,15 @@ def cannot_write(path: Path, error: Exception) -> UserError:
     )
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN)
+"""Errors of a disk, not of a program: full, over quota, read-only, broken, gone."""
+
+
+def of_the_disk(error: OSError) -> UserError | None:
+    """One line for an error of a disk that nothing else has caught; None for any other error."""
+    return cannot_write(Path(str(error.filename or "a file")), error) if error.errno in NO_ROOM else None
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically.
 
@@ -52,6 +63,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)  # makes room again
         raise cannot_write(path, error) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ class Adapter:
             save_file(tensors, partial, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(settings)})
             partial.replace(path)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)  # makes room again
             raise cannot_write(path, error) from error
 
     @staticmethod

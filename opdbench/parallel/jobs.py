@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from opdbench.environment import quiet_libraries
 from opdbench.errors import UserError
+from opdbench.files import of_the_disk
 
 if TYPE_CHECKING:
     from opdbench.console.progress import Console
@@ -95,6 +96,10 @@ def attempt(work: Callable[[Console], None], console: Console) -> str:
         work(console)
     except UserError as error:
         return str(error)
+    except OSError as error:
+        if (trouble := of_the_disk(error)) is None:
+            raise
+        return str(trouble)
     return ""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ class StageFiles:
             save_file(tensors, partial, metadata={"state": text, "sha256": _hash(tensors, text)})
             partial.replace(self.checkpoint)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)  # makes room again
             raise cannot_write(self.checkpoint, error) from error
 
     def load(self) -> Checkpoint | None:
