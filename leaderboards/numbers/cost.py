@@ -56,10 +56,12 @@ def cost(record: RunRecord) -> Cost:
     """The cost of a run by its recipe's dependences; reused stages count as if they were trained."""
     stages, needs = _stages(record), dict[str, list[str]]()
     taught: set[str] = set()
+    # Of several merges, as in MapReduce LoRA, the merged adapters are steps of the method and no teachers.
+    merges = sum("+" in table["init"] for table in stages.values())
     for name, table in stages.items():
         starts, teachers = table["init"].split("+"), [teacher for _, teacher in table["teachers"]]
         needs[name] = [other for other in (*starts, *teachers) if other in stages]
-        taught |= {*teachers, *(starts if len(starts) > 1 else ())} & stages.keys()
+        taught |= {*teachers, *(starts if len(starts) > 1 and merges == 1 else ())} & stages.keys()
     last = [stage.name for stage in record.stages[-1:]]
     own = _closure(last, needs) - (_closure(taught, needs) - set(last))
     forwards = {stage.name: stage.meter.total() for stage in record.stages}

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from opdbench.core import Evaluator
 from opdbench.diffusion.adapters import ATTENTION, Adapter, Lora
 from opdbench.diffusion.flow import kl_weight
+from opdbench.diffusion.lora_layer import unfuse
 from opdbench.diffusion.model import Condition, Model, Policy
 from opdbench.diffusion.walk import Velocity, sample, walk
 from opdbench.environment import peak_mib
@@ -95,6 +96,7 @@ class Unmerged:
 def unmerged(actors: Actors, lora: Lora) -> Actors:
     """The same actors with the libraries' defaults: student and teachers are adapters of one backbone."""
     network, mine = actors.student.network, actors.student
+    unfuse(network)
     mixed = torch.autocast("cuda", mine.dtype) if actors.model.device.type == "cuda" else nullcontext()
     teachers: dict[str, Any] = {}
     for task, teacher in actors.teachers.items():
@@ -144,13 +146,16 @@ def measure(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, rep
     Returns:
         Figures by name: `..._over_...` are ratios of seconds, `flops_utilisation_...` shares of the peak of
         as many threads, which is `matmul_peak_tflops` for an update, `images_per_second` of walking and
-        decoding with folded weights, `scored_per_second[task]` of each evaluator.
+        decoding with folded weights, `scored_per_second[task]` of each evaluator. `peft_update_over_update` compares
+        with the update of the first edition, whose LoRA layers are PEFT's own.
     """
     sync = torch.cuda.synchronize if model.device.type == "cuda" else _nothing
     frozen = Adapter({}, Lora(stage.rank, stage.alpha, stage.targets or ATTENTION))
     teachers = {task: model.frozen(frozen, stage.sampler.guidance) for task in stage.tasks}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
         trainer = Trainer(stage, 0, model, evaluators, teachers, Path(folder))
+        reference = Trainer(stage, 0, model, evaluators, teachers, Path(other))
+    unfuse(reference.student.network)
     actors, loss, walker = trainer.actors, OPD(**stage.options), teachers[stage.tasks[0]]
     plain = unmerged(replace(actors, student=model.student(frozen.lora, stage.sampler.guidance, 0)), frozen.lora)
     images = model.decode(_rollout(trainer.batch(0), walker, actors))
@@ -163,6 +168,7 @@ def measure(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, rep
         "two_pass": lambda: learn(trainer.batch(0), most, lambda batch: two_pass(batch, actors, loss)),
         "default": lambda: learn(trainer.batch(0), theirs, lambda batch: two_pass(batch, plain, loss)),
         "update": lambda: trainer.update(0),
+        "peft": lambda: reference.update(0),
         "rollout": lambda: _rollout(trainer.batch(0), walker, actors),
         "pictures": lambda: model.decode(_rollout(trainer.batch(0), walker, actors)),
     }
@@ -176,6 +182,7 @@ def measure(model: Model, evaluators: Mapping[str, Evaluator], stage: Stage, rep
     return {
         "two_pass_over_fused": seconds["two_pass"] / seconds["fused"],
         "default_two_pass_over_update": seconds["default"] / seconds["update"],
+        "peft_update_over_update": seconds["peft"] / seconds["update"],
         "matmul_peak_tflops": peak / 1e12,
         "flops_utilisation_rollout": flops(jobs["rollout"]) / seconds["rollout"] / alone,
         "flops_utilisation_update": flops(jobs["fused"]) / seconds["update"] / peak,

@@ -29,6 +29,13 @@ def fuse(network: nn.Module) -> None:
             module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
 
 
+def unfuse(network: nn.Module) -> None:
+    """Give every LoRA layer of `network` PEFT's own forward pass back, as the reference of a measurement."""
+    for module in network.modules():
+        if isinstance(module, Linear) and "forward" in vars(module):
+            del module.forward
+
+
 def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if args or kwargs or not _is_plain(self):
         return type(self).forward(self, x, *args, **kwargs)

@@ -54,10 +54,12 @@ def stage_digests(config: RunConfig, weights: str, plugins: Mapping[str, str] | 
 def roles(recipe: Recipe) -> dict[str, str]:
     """Teacher or student, of the stages whose policies are evaluated.
 
-    Teachers are those that teach, those that are merged into one, and without a student all that nothing builds on.
+    Teachers are the stages that teach, those that a recipe's only merge joins, and without a student all that nothing
+    builds on. With several merges, as in MapReduce LoRA, the merged stages are steps of the method.
     """
     taught = {name for stage in recipe.stages for _, name in stage.teachers} - {BASE}
-    merged = {name for stage in recipe.stages for name in stage.starts if len(stage.starts) > 1}
+    merges = [stage.starts for stage in recipe.stages if len(stage.starts) > 1]
+    merged = set(merges[0]) if len(merges) == 1 else set()
     used = taught.union(*(stage.starts for stage in recipe.stages))
     free = [stage.name for stage in recipe.stages if stage.name not in used]
     teachers = taught | merged | set(() if recipe.student else free)

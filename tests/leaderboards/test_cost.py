@@ -35,7 +35,9 @@ def test_costs_follow_the_recipe(runs):
     assert found.device_hours == 30 / 3600
 
 
-@pytest.mark.parametrize("name", ["opd", "merge", "flow-opd", "multi-rl-nft", "cascade-rl", "teachers", "base"])
+@pytest.mark.parametrize(
+    "name", ["opd", "merge", "mapreduce", "flow-opd", "multi-rl-nft", "cascade-rl", "teachers", "base"]
+)
 def test_costs_of_the_shipped_recipes(name, runs):
     """A stage costs a power of two, so that sums tell which stages they are of."""
     tasks = ("ocr", "geneval")
@@ -51,6 +53,7 @@ def test_costs_of_the_shipped_recipes(name, runs):
     expected = {
         "opd": (student, start + geneval + student),
         "merge": (student, start + geneval + student),
+        "mapreduce": (127, 1 + 4 + 8 + 32 + 64),
         "flow-opd": (student, start + geneval + student),
         "multi-rl-nft": (1 + 2, 1 + 2),
         "cascade-rl": (1 + 2 + 4, 1 + 2 + 4),

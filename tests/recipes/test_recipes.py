@@ -136,6 +136,16 @@ def test_roles_of_policies():
     assert of("teachers") == teachers
     assert of("opd") == of("merge") == of("flow-opd") == teachers | {"student": "student"}
     assert of("cascade-rl") == {"rl-geneval": "student"}
+    assert of("mapreduce") == {"student": "student"}  # its adapters are steps of the method, not teachers
+
+
+def test_mapreduce_trains_each_round_from_the_merge_of_the_one_before():
+    stages = {stage.name: stage for stage in plan(recipe("mapreduce"), ("ocr", "geneval")).stages}
+    assert stages["map-1-ocr"].init == stages["map-1-geneval"].init == "start"
+    assert stages["reduce-1"].starts == ("map-1-ocr", "map-1-geneval")
+    assert stages["map-2-ocr"].init == stages["map-2-geneval"].init == "reduce-1"
+    assert stages["student"].starts == ("map-2-ocr", "map-2-geneval")
+    assert stages["map-2-ocr"].tasks == ("ocr",)
 
 
 def test_a_cascade_follows_the_order_of_the_tasks():
