@@ -34,6 +34,7 @@ from opdbench.parallel.processes import join
 from opdbench.records.digest import FORMAT, digest
 from opdbench.records.rows import Picked, read_samples
 from opdbench.records.store import evaluation_damage
+from opdbench.registry import judge_group, plugin_version
 
 PICTURES_VERSION = 2
 """Version of the way from a file to the pixels that a judge sees, and from rows to prompts; part of the key."""
@@ -61,7 +62,8 @@ def evaluate_pictures(
         if uneven(pictures):
             console.note(f"{task}: {uneven(pictures)}")
         key = f"{metric_key(judge, ANY_SIDE)} {prompt_hash(prompts)} pictures@{PICTURES_VERSION}"
-        target = folder / f"{task}-{digest([FORMAT, key])[:8]}.jsonl"
+        version = plugin_version(judge_group(task), task)
+        target = folder / f"{task}-{digest([FORMAT, key, *([version] if version else [])])[:8]}.jsonl"
         progress = partial(console.progress, f"score {task}", figures={})
         score = partial(_score_pictures, judge)
         parts = cut(pictures, BATCH, (lambda picture: picture.prompt.id) if compares(judge) else None)
