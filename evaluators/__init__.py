@@ -1,1 +1,1 @@
-"""Evaluators: one file per task; the same object is reward and metric."""
+"""Evaluators score pictures; the same object is the reward of training and the metric of a table."""

@@ -19,7 +19,7 @@ from PIL.Image import Image
 from opdbench.core import Prompt, Score, Split
 from opdbench.errors import UserError
 from opdbench.evaluators.loading.pictures import cropped, score_fit
-from opdbench.evaluators.loading.weights import Checkpoint, keyed
+from opdbench.evaluators.loading.weights import JudgeFiles, keyed
 from opdbench.evaluators.preference.clip import Clip, load_clip
 from opdbench.evaluators.preference.judge import BATCH, CLIP_L
 from opdbench.prompt_sets import pulled
@@ -60,7 +60,7 @@ class Diversity:
     @cached_property
     def backend(self) -> str:
         """The model's name, and the hash of its files unless they come with this package."""
-        return self._shipped or keyed(self._model, [Checkpoint(self._source)])
+        return self._shipped or keyed(self._model, [JudgeFiles(self._source)])
 
     @cached_property
     def _clip(self) -> Clip:
@@ -109,9 +109,9 @@ class Diversity:
         """Unit vectors in float64, `(B, D)`."""
         import torch
 
-        parts = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
+        batches = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
         with torch.inference_mode():
-            return torch.cat([self._clip.image_features(part).double() for part in parts])
+            return torch.cat([self._clip.image_features(batch).double() for batch in batches])
 
 
 def tiny(source: str | None = None) -> Diversity:

@@ -18,7 +18,7 @@ from opdbench.errors import UserError
 from opdbench.evaluators.geneval.mask2former import Mask2Former
 from opdbench.evaluators.geneval.rules import judge
 from opdbench.evaluators.geneval.shapes import detect
-from opdbench.evaluators.geneval.spec import Detection, Spec, parse_metadata
+from opdbench.evaluators.geneval.spec import Detection, GenEvalSpec, parse_metadata
 from opdbench.evaluators.loading.pictures import unfit
 from opdbench.prompt_sets import pulled
 from opdbench.tiny.prompts import geneval_pool, geneval_prompts
@@ -35,7 +35,7 @@ class Detector(Protocol):
     objects: tuple[str, ...]
     colors: tuple[str, ...]
 
-    def __call__(self, image: Image, spec: Spec) -> list[Detection]:
+    def __call__(self, image: Image, spec: GenEvalSpec) -> list[Detection]:
         """Boxes of an RGB picture; those whose colour `spec` asks have one."""
         ...
 
@@ -47,7 +47,7 @@ class Shapes:
     objects: tuple[str, ...] = tuple(SHAPES)
     colors: tuple[str, ...] = tuple(COLORS)
 
-    def __call__(self, image: Image, spec: Spec) -> list[Detection]:
+    def __call__(self, image: Image, spec: GenEvalSpec) -> list[Detection]:
         """All shapes, each with its colour."""
         return detect(image)
 
@@ -108,9 +108,9 @@ class GenEval:
 
     def score(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Score]:
         """Official verdict as value, clipped dense reward as reward, boxes as details."""
-        return [self._score_one(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        return [self._score_picture(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
 
-    def _score_one(self, image: Image, prompt: Prompt) -> Score:
+    def _score_picture(self, image: Image, prompt: Prompt) -> Score:
         spec = self._spec(prompt)
         if reason := unfit(image, f"the detector {self._detector.name!r}"):
             return Score(None, None, reason)
@@ -128,7 +128,7 @@ class GenEval:
             },
         )
 
-    def _spec(self, prompt: Prompt) -> Spec:
+    def _spec(self, prompt: Prompt) -> GenEvalSpec:
         try:
             return parse_metadata(prompt.spec)
         except UserError as error:

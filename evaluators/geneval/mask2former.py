@@ -19,8 +19,8 @@ from PIL.Image import Image
 from opdbench.errors import UserError
 from opdbench.evaluators.geneval.colors import ClipColors
 from opdbench.evaluators.geneval.rules import PALETTE, filter_detections
-from opdbench.evaluators.geneval.spec import Detection, Options, Spec
-from opdbench.evaluators.loading.weights import Checkpoint, default_device, keyed, pretrained
+from opdbench.evaluators.geneval.spec import Detection, GenEvalOptions, GenEvalSpec
+from opdbench.evaluators.loading.weights import JudgeFiles, default_device, keyed, pretrained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,9 +102,9 @@ def postprocess(classes: Tensor, masks: Tensor, sizes: Frame, least: float = 0.0
     from torch.nn.functional import interpolate
 
     probabilities = classes.softmax(-1)[:, :-1]
-    best, place = probabilities.flatten().topk(min(MOST, probabilities.numel()))
-    found = []
-    for probability, index in zip(best[best > least].tolist(), place.tolist(), strict=False):
+    best, positions = probabilities.flatten().topk(min(MOST, probabilities.numel()))
+    instances = []
+    for probability, index in zip(best[best > least].tolist(), positions.tolist(), strict=False):
         query, label = divmod(index, probabilities.shape[1])
         logits = interpolate(masks[None, query : query + 1], sizes.padded, mode="bilinear", align_corners=False)
         logits = logits[..., : sizes.scaled[0], : sizes.scaled[1]]
@@ -112,8 +112,8 @@ def postprocess(classes: Tensor, masks: Tensor, sizes: Frame, least: float = 0.0
         inside = logits > 0
         certainty = float((logits.sigmoid() * inside).sum() / (inside.sum() + 1e-6))
         mask = inside.cpu().numpy()
-        found.append(Instance(label, probability * certainty, _box(mask), mask))
-    return found
+        instances.append(Instance(label, probability * certainty, _box(mask), mask))
+    return instances
 
 
 def _box(mask: np.ndarray) -> tuple[float, float, float, float]:
@@ -144,7 +144,7 @@ class Mask2Former:
     @cached_property
     def key(self) -> str:
         """The detector with the hash of its files, and that of the colour classifier's."""
-        detector = keyed(self.name, [Checkpoint(self._source, optional=())])
+        detector = keyed(self.name, [JudgeFiles(self._source, optional=())])
         colors = self._classify.weights_hash() if isinstance(self._classify, ClipColors) else ""
         return f"{detector}+colors/{colors}" if colors else detector
 
@@ -169,7 +169,7 @@ class Mask2Former:
             out = self._model(pixel_values=pixels.to(self._model.device))
             return postprocess(out.class_queries_logits[0], out.masks_queries_logits[0], sizes, least)
 
-    def __call__(self, image: Image, spec: Spec) -> list[Detection]:
+    def __call__(self, image: Image, spec: GenEvalSpec) -> list[Detection]:
         """Boxes by GenEval's names; those whose colour the prompt asks have one.
 
         Raises:
@@ -177,16 +177,18 @@ class Mask2Former:
         """
         if image.mode != "RGB":
             raise UserError(f"the GenEval detector needs an RGB picture, got mode {image.mode}")
-        options = Options()
-        found = self.instances(image, min(options.threshold, options.counting_threshold))
-        boxes = [Detection(OBJECTS[one.label], one.box, one.score) for one in found]
-        places = {id(box): k for k, box in enumerate(boxes)}
+        options = GenEvalOptions()
+        instances = self.instances(image, min(options.threshold, options.counting_threshold))
+        boxes = [Detection(OBJECTS[i.label], i.box, i.score) for i in instances]
+        numbers = {id(box): k for k, box in enumerate(boxes)}
         kept = filter_detections(boxes, spec.tag, options)
         for name in {clause.name for clause in spec.include if clause.color is not None}:
             wanted = max(clause.count for clause in spec.include if clause.name == name)
-            chosen = [places[id(box)] for box in kept.get(name, [])[:wanted]]
+            chosen = [numbers[id(box)] for box in kept.get(name, [])[:wanted]]
             if chosen:
-                labels = self._classify(image, [found[k].box for k in chosen], [found[k].mask for k in chosen], name)
+                labels = self._classify(
+                    image, [instances[k].box for k in chosen], [instances[k].mask for k in chosen], name
+                )
                 for k, label in zip(chosen, labels, strict=True):
                     boxes[k] = replace(boxes[k], color=label)
         return boxes

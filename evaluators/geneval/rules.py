@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from opdbench.errors import UserError
-from opdbench.evaluators.geneval.spec import RELATIONS, Clause, Detection, Options, Spec
+from opdbench.evaluators.geneval.spec import RELATIONS, Clause, Detection, GenEvalOptions, GenEvalSpec
 
 PALETTE = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GenEvalVerdict:
     """What the rules say of one picture.
 
     Attributes:
@@ -50,7 +50,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return inner / (float(np.prod(a[2:] - a[:2] + 1)) + float(np.prod(b[2:] - b[:2] + 1)) - inner)
 
 
-def filter_detections(detections: Iterable[Detection], tag: str, options: Options) -> dict[str, list[Detection]]:
+def filter_detections(detections: Iterable[Detection], tag: str, options: GenEvalOptions) -> dict[str, list[Detection]]:
     """Kept detections per class, most confident first; of equal scores the later one comes first."""
     least = np.float32(options.counting_threshold if tag == "counting" else options.threshold)
     groups: dict[str, list[Detection]] = {}
@@ -62,11 +62,11 @@ def filter_detections(detections: Iterable[Detection], tag: str, options: Option
     for name, group in groups.items():
         order = sorted(range(len(group)), key=lambda k: (-np.float32(group[k].score), -k))
         chosen: list[Detection] = []
-        for one in (group[k] for k in order[: options.max_objects]):
-            box = np.asarray(one.box, np.float32)
+        for detection in (group[k] for k in order[: options.max_objects]):
+            box = np.asarray(detection.box, np.float32)
             others = (_overlap(box, np.asarray(d.box, np.float32)) for d in chosen)
             if options.max_overlap == 1 or all(iou < options.max_overlap for iou in others):
-                chosen.append(one)
+                chosen.append(detection)
         if chosen:
             kept[name] = chosen
     return kept
@@ -106,9 +106,9 @@ def _position_reason(
     wanted = clause.position[0]
     if targets is None:
         return f"no target for {clause.name} to be {wanted}"
-    for one in group:
+    for subject in group:
         for target in targets:
-            held = relations(one.box, target.box, dead_zone)
+            held = relations(subject.box, target.box, dead_zone)
             if wanted not in held:
                 return f"expected {clause.name} {wanted} target, found {' and '.join(held)} target"
     return ""
@@ -142,7 +142,7 @@ def _check_color(clause: Clause, group: Sequence[Detection], walk: _Walk) -> boo
     return hits == clause.count
 
 
-def _walk_include(spec: Spec, kept: Mapping[str, list[Detection]], dead_zone: float, exact: bool) -> _Walk:
+def _walk_include(spec: GenEvalSpec, kept: Mapping[str, list[Detection]], dead_zone: float, exact: bool) -> _Walk:
     """Check every include clause, at least (official) or exactly (`exact`, reward) `count` boxes."""
     walk = _Walk([], [], [], [])
     matched: list[Sequence[Detection] | None] = []
@@ -170,21 +170,21 @@ def _walk_include(spec: Spec, kept: Mapping[str, list[Detection]], dead_zone: fl
     return walk
 
 
-def judge(spec: Spec, detections: Iterable[Detection], options: Options | None = None) -> Verdict:
+def judge(spec: GenEvalSpec, detections: Iterable[Detection], options: GenEvalOptions | None = None) -> GenEvalVerdict:
     """Official verdict, strict verdict and dense rewards of one picture.
 
     Raises:
         UserError: if a colour is asked of a detection that has no colour label.
     """
-    options = options or Options()
+    options = options or GenEvalOptions()
     kept = filter_detections(detections, spec.tag, options)
     official = _walk_include(spec, kept, options.position_threshold, exact=False)
     exact = _walk_include(spec, kept, options.position_threshold, exact=True)
     for clause in spec.exclude:
-        found = len(kept.get(clause.name, []))
-        if found >= clause.count:
-            official.reasons.append(f"expected {clause.name}<{clause.count}, found {found}")
-    return Verdict(
+        number = len(kept.get(clause.name, []))
+        if number >= clause.count:
+            official.reasons.append(f"expected {clause.name}<{clause.count}, found {number}")
+    return GenEvalVerdict(
         correct=not official.reasons,
         reasons=tuple(official.reasons),
         strict=not exact.reasons,

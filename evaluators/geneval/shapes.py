@@ -132,7 +132,7 @@ def detect(image: Image.Image) -> list[Detection]:
     distance = np.sqrt(np.square(difference).sum(2))
     # Half of the local maximum parts shapes that nearly touch, and undoes a soft edge.
     labels, _ = ndimage.label(distance > np.maximum(ndimage.maximum_filter(distance, 5) / 2, DISTANCE))
-    found = []
+    detections = []
     for label, box in enumerate(ndimage.find_objects(labels), 1):
         top, left = (max(side.start - 2, 0) for side in box)
         window = (slice(top, box[0].stop + 2), slice(left, box[1].stop + 2))
@@ -146,5 +146,5 @@ def detect(image: Image.Image) -> list[Detection]:
         name, score = _match(alpha)
         edges = (columns.min() + left, rows.min() + top, columns.max() + left + 1, rows.max() + top + 1)
         x1, y1, x2, y2 = (float(edge * factor) for edge in edges)
-        found.append(Detection(name, (x1, y1, x2, y2), score, _color(background + axis)))
-    return found
+        detections.append(Detection(name, (x1, y1, x2, y2), score, _color(background + axis)))
+    return detections

@@ -18,7 +18,7 @@ LARGEST_NUMBER = 1e6
 
 
 @dataclass(frozen=True)
-class Options:
+class GenEvalOptions:
     """What the official script takes as `--options`.
 
     Attributes:
@@ -64,7 +64,7 @@ class Clause:
 
 
 @dataclass(frozen=True)
-class Spec:
+class GenEvalSpec:
     """GenEval metadata after validation."""
 
     tag: str
@@ -113,14 +113,14 @@ def _parse_clauses(value: object, key: str) -> tuple[Clause, ...]:
         if not isinstance(raw, Mapping):
             raise UserError(f"{where} must be an object, got {brief(raw)}")
         color = None if raw.get("color") is None else _text(raw, "color", where)
-        place = raw.get("position")
-        position = None if place is None else _parse_position(place, index, where)
+        given = raw.get("position")
+        position = None if given is None else _parse_position(given, index, where)
         count = _integer(raw.get("count"), f"{where} count", 1)
         clauses.append(Clause(_text(raw, "class", where), count, color, position))
     return tuple(clauses)
 
 
-def parse_metadata(metadata: object) -> Spec:
+def parse_metadata(metadata: object) -> GenEvalSpec:
     """Validate GenEval metadata: `tag`, `include`, `prompt` and perhaps `exclude`.
 
     Raises:
@@ -133,7 +133,7 @@ def parse_metadata(metadata: object) -> Spec:
     if "include" not in metadata and "exclude" not in metadata:
         raise UserError("metadata has neither 'include' nor 'exclude'")
     include = _parse_clauses(metadata.get("include", ()), "include")
-    return Spec(tag, include, _parse_clauses(metadata.get("exclude", ()), "exclude"))
+    return GenEvalSpec(tag, include, _parse_clauses(metadata.get("exclude", ()), "exclude"))
 
 
 def parse_detections(detections: object) -> tuple[Detection, ...]:
@@ -144,7 +144,7 @@ def parse_detections(detections: object) -> tuple[Detection, ...]:
     """
     if not isinstance(detections, (list, tuple)):
         raise UserError(f"detections must be a list, got {brief(detections)}")
-    found = []
+    parsed = []
     for index, raw in enumerate(detections):
         where = f"detections[{index}]"
         if not isinstance(raw, Mapping):
@@ -157,23 +157,23 @@ def parse_detections(detections: object) -> tuple[Detection, ...]:
             raise UserError(f"{where} box must have x1 <= x2 and y1 <= y2, got {brief(list(box))}")
         color = None if raw.get("color") is None else _text(raw, "color", where)
         score = number(raw.get("score"), f"{where} score")
-        found.append(Detection(_text(raw, "class", where), (x1, y1, x2, y2), score, color))
-    return tuple(found)
+        parsed.append(Detection(_text(raw, "class", where), (x1, y1, x2, y2), score, color))
+    return tuple(parsed)
 
 
-def parse_options(options: object) -> Options:
-    """Options by name; those not named keep their defaults.
+def parse_options(options: object) -> GenEvalOptions:
+    """GenEvalOptions by name; those not named keep their defaults.
 
     Raises:
         UserError: for an unknown name or a value of the wrong type.
     """
     if not isinstance(options, Mapping):
         raise UserError(f"options must be an object, got {brief(options)}")
-    names = [f.name for f in fields(Options)]
+    names = [f.name for f in fields(GenEvalOptions)]
     values: dict[str, Any] = {}
     for name, value in options.items():
         if name not in names:
             raise unknown("option", str(name), names)
         whole = name == "max_objects"
         values[name] = _integer(value, f"option {name}", 0) if whole else number(value, f"option {name}")
-    return Options(**values)
+    return GenEvalOptions(**values)

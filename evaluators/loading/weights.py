@@ -35,7 +35,7 @@ PREPARATION = (
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class JudgeFiles:
     """Files that a judge reads from one folder or hub repository.
 
     Attributes:
@@ -104,7 +104,7 @@ def _hash_file(path: Path, size: int, changed: int) -> str:
     return state.hexdigest()
 
 
-def keyed(name: str, checkpoints: Sequence[Checkpoint]) -> str:
+def keyed(name: str, checkpoints: Sequence[JudgeFiles]) -> str:
     """A backend as it stands in a metric's key: `name/1a2b3c4d`, with the hash of all files that are read.
 
     So other weights at the same address make another key, and the same weights at two addresses make one. The name
@@ -164,10 +164,10 @@ def read_state(what: str, path: Path) -> dict[str, Tensor]:
         state = load_file(path) if path.suffix == ".safetensors" else _restricted(path)
     except (OSError, ValueError, SafetensorError) as error:
         raise unloadable(what, str(path), error) from error
-    found = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    tensors = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise UserError(f"cannot load {what} from {str(path)!r}: expected tensors by name; is it another file?")
-    return found
+    return tensors
 
 
 def _restricted(path: Path) -> Any:
@@ -185,9 +185,11 @@ def _restricted(path: Path) -> Any:
 def _refuse(what: str, source: str, problems: Mapping[str, list[str]]) -> None:
     """Raise for the keys that do not match."""
     bad = {kind: [k for k in keys if not k.endswith(HARMLESS)] for kind, keys in problems.items()}
-    found = [f"{len(keys)} {kind} (first {min(keys)!r})" for kind, keys in bad.items() if keys]
-    if found:
-        raise UserError(f"{what} from {source!r} does not match its model: {', '.join(found)}; is it another version?")
+    reasons = [f"{len(keys)} {kind} (first {min(keys)!r})" for kind, keys in bad.items() if keys]
+    if reasons:
+        raise UserError(
+            f"{what} from {source!r} does not match its model: {', '.join(reasons)}; is it another version?"
+        )
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str, source: str) -> None:

@@ -40,8 +40,8 @@ class Page:
         image = Image.new("RGB", (self.side, self.side), self.paper)
         draw, font = ImageDraw.Draw(image), self._fitting(words)
         for k, word in enumerate(words):
-            place = (self.side / 2, self.side / 2 + (k - (len(words) - 1) / 2) * 1.6 * self.height)
-            draw.text(place, word, font=font, fill=self.ink, anchor="mm")
+            centre = (self.side / 2, self.side / 2 + (k - (len(words) - 1) / 2) * 1.6 * self.height)
+            draw.text(centre, word, font=font, fill=self.ink, anchor="mm")
         return image.rotate(self.angle, Image.Resampling.BICUBIC, fillcolor=self.paper)
 
     def _fitting(self, words: list[str]) -> ImageFont.FreeTypeFont:
@@ -77,10 +77,10 @@ def compare(first: Engine, second: Engine, page: Page, number: int = WORDS) -> t
     right_first = right_second = alike = 0
     for words in random_words(number, page.lines):
         image, wanted = page.draw(words), normalise("".join(words))
-        one, two = read(first, image), read(second, image)
-        right_first += one == wanted
-        right_second += two == wanted
-        alike += one == two
+        text, other = read(first, image), read(second, image)
+        right_first += text == wanted
+        right_second += other == wanted
+        alike += text == other
     return right_first / number, right_second / number, alike / number
 
 

@@ -52,7 +52,7 @@ class ImageReward:
     look: Look
 
     def values(self, images: Sequence[Image], texts: Sequence[str]) -> list[float]:
-        """One score a pair."""
+        """One score per pair."""
         import torch
 
         device = next(self.head.parameters()).device
@@ -64,15 +64,15 @@ class ImageReward:
             read = self.text(
                 input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=patches
             ).last_hidden_state[:, 0]
-            found: list[float] = ((self.head(read).squeeze(-1) - CENTRE) / SPREAD).tolist()
-        return found
+            scores: list[float] = ((self.head(read).squeeze(-1) - CENTRE) / SPREAD).tolist()
+        return scores
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Texts of more than 35 tokens."""
         return [len(ids) > CONTEXT for ids in self.tokenizer(list(texts), verbose=False).input_ids]
 
 
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
@@ -82,10 +82,10 @@ def load_imagereward(what: str, source: str, tokenizer: str) -> ImageReward:
 
     state = read_state(what, fetch(what, source, WEIGHTS))
     raw = read_json(fetch(what, source, TEXT_CONFIG))
-    seen = rename(_part(state, "blip.visual_encoder."), _VISION)
-    read = _part(state, "blip.text_encoder.")
-    patch, places = seen["embeddings.patch_embedding.weight"], seen["embeddings.position_embedding"]
-    width, side = patch.shape[0], patch.shape[-1] * round((places.shape[1] - 1) ** 0.5)
+    seen = rename(_below(state, "blip.visual_encoder."), _VISION)
+    read = _below(state, "blip.text_encoder.")
+    patch, positions = seen["embeddings.patch_embedding.weight"], seen["embeddings.position_embedding"]
+    width, side = patch.shape[0], patch.shape[-1] * round((positions.shape[1] - 1) ** 0.5)
     vision = BlipVisionModel(
         BlipVisionConfig(
             hidden_size=width, intermediate_size=seen["encoder.layers.0.mlp.fc1.weight"].shape[0],
@@ -100,5 +100,5 @@ def load_imagereward(what: str, source: str, tokenizer: str) -> ImageReward:
     for module, own in ((vision, seen), (text, read)):
         load_strictly(module, own, what, source)
         module.eval().to(default_device())
-    head = make_head(config.hidden_size, _part(state, "mlp."), what, source)
+    head = make_head(config.hidden_size, _below(state, "mlp."), what, source)
     return ImageReward(vision, text, head, processor(BertTokenizer, tokenizer, what), Look(side))

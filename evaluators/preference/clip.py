@@ -27,11 +27,11 @@ VISION_HEAD, TEXT_HEAD = 80, 64
 """Width of an attention head in open_clip's ViT-H-14."""
 
 
-class Judge(Protocol):
+class PairScorer(Protocol):
     """Raw scores of pairs, and which texts are longer than it reads."""
 
     def values(self, images: Sequence[Image], texts: Sequence[str]) -> list[float]:
-        """One score a pair."""
+        """One score per pair."""
         ...
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
@@ -41,8 +41,8 @@ class Judge(Protocol):
 
 def features(output: Any) -> Tensor:
     """Projected features `(B, D)`: transformers returns the tensor before 5 and an output object since."""
-    found: Tensor = getattr(output, "pooler_output", output)
-    return found
+    vectors: Tensor = getattr(output, "pooler_output", output)
+    return vectors
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Clip:
         with torch.inference_mode():
             text = normalize(features(self.model.get_text_features(**tokens.to(self.model.device))), dim=-1)
             cosine = (self.image_features(images) * text).sum(-1)
-            found: list[float] = (self.model.logit_scale.exp() * cosine if self.scaled else cosine).tolist()
-        return found
+            scores: list[float] = (self.model.logit_scale.exp() * cosine if self.scaled else cosine).tolist()
+        return scores
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Texts of more tokens than `context`."""
@@ -98,8 +98,8 @@ class Aesthetic:
         import torch
 
         with torch.inference_mode():
-            found: list[float] = self.head(self.clip.image_features(images)).squeeze(-1).tolist()
-        return found
+            scores: list[float] = self.head(self.clip.image_features(images)).squeeze(-1).tolist()
+        return scores
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Never."""
@@ -127,11 +127,11 @@ def make_head(width: int, state: Mapping[str, Tensor], what: str, source: str) -
 
 def rename(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """Keys with the first pattern that matches their beginning replaced; keys that match none stay."""
-    found = {}
+    renamed = {}
     for key, value in state.items():
         new = next((re.sub(f"^{old}", by, key) for old, by in names.items() if re.match(old, key)), key)
-        found[new] = value
-    return found
+        renamed[new] = value
+    return renamed
 
 
 def load_aesthetic(what: str, source: str, head_source: str, head_file: str) -> Aesthetic:
@@ -168,18 +168,18 @@ _OPEN_CLIP = {
 
 def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An open_clip state dict with transformers' names: projections transposed, `in_proj` parted in three."""
-    found = {}
+    converted = {}
     for key, value in rename(state, _OPEN_CLIP).items():
         block = re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", key)
         if block:
             tower = "vision_model" if block[1] else "text_model"
-            for part, piece in zip("qkv", value.chunk(3), strict=True):
-                found[f"{tower}.encoder.layers.{block[2]}.self_attn.{part}_proj.{block[3]}"] = piece
+            for letter, piece in zip("qkv", value.chunk(3), strict=True):
+                converted[f"{tower}.encoder.layers.{block[2]}.self_attn.{letter}_proj.{block[3]}"] = piece
         elif key in ("visual_projection.weight", "text_projection.weight"):
-            found[key] = value.T.contiguous()
+            converted[key] = value.T.contiguous()
         else:
-            found[key] = value
-    return found
+            converted[key] = value
+    return converted
 
 
 def load_open_clip(what: str, source: str, file: str, prepared: str, pixels: Pixels) -> Clip:

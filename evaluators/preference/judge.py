@@ -18,9 +18,9 @@ from PIL.Image import Image
 from opdbench.core import Prompt, Score, Split
 from opdbench.errors import UserError
 from opdbench.evaluators.loading.pictures import cropped, cropped_bilinear, letterboxed, score_fit
-from opdbench.evaluators.loading.weights import Checkpoint, keyed
+from opdbench.evaluators.loading.weights import JudgeFiles, keyed
 from opdbench.evaluators.preference.blip import TEXT_CONFIG, WEIGHTS, load_imagereward
-from opdbench.evaluators.preference.clip import Judge, load_aesthetic, load_clip, load_open_clip
+from opdbench.evaluators.preference.clip import PairScorer, load_aesthetic, load_clip, load_open_clip
 from opdbench.prompt_sets import pulled
 from opdbench.tiny.prompts import preference_prompts
 
@@ -30,7 +30,7 @@ BATCH = 32
 UNBOUNDED = (float("-inf"), float("inf"))
 CLIP_L, CLIP_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
-Load = Callable[[str, Sequence[str]], Judge]
+Load = Callable[[str, Sequence[str]], PairScorer]
 """From what the model is called in messages, and the source of each of its checkpoints, to the model."""
 
 
@@ -53,34 +53,34 @@ class Scorer:
     range: tuple[float, float]
     divisor: float
     load: Load
-    checkpoints: tuple[Checkpoint, ...]
+    checkpoints: tuple[JudgeFiles, ...]
     shipped: str = ""
 
 
-def _tiny(what: str, sources: Sequence[str]) -> Judge:
+def _tiny(what: str, sources: Sequence[str]) -> PairScorer:
     return load_clip(what, sources[0], sources[0], cropped, scaled=True)
 
 
-def _pickscore(what: str, sources: Sequence[str]) -> Judge:
+def _pickscore(what: str, sources: Sequence[str]) -> PairScorer:
     model, prepared = sources
     return load_clip(what, model, prepared, cropped, scaled=True)
 
 
-def _clipscore(what: str, sources: Sequence[str]) -> Judge:
+def _clipscore(what: str, sources: Sequence[str]) -> PairScorer:
     return load_clip(what, sources[0], sources[0], cropped_bilinear, scaled=False)
 
 
-def _hps(what: str, sources: Sequence[str]) -> Judge:
+def _hps(what: str, sources: Sequence[str]) -> PairScorer:
     model, prepared = sources
     return load_open_clip(what, model, HPS_FILE, prepared, letterboxed)
 
 
-def _aesthetic(what: str, sources: Sequence[str]) -> Judge:
+def _aesthetic(what: str, sources: Sequence[str]) -> PairScorer:
     model, head = sources
     return load_aesthetic(what, model, head, LAION_HEAD if Path(head).is_dir() else TRL_HEAD)
 
 
-def _imagereward(what: str, sources: Sequence[str]) -> Judge:
+def _imagereward(what: str, sources: Sequence[str]) -> PairScorer:
     model, tokenizer = sources
     return load_imagereward(what, model, tokenizer)
 
@@ -90,22 +90,22 @@ LAION_HEAD, TRL_HEAD = "sac+logos+ava1-l14-linearMSE.pth", "aesthetic-model.pth"
 """The same aesthetic head under its authors' name, in a folder, and under that of its hub repository."""
 
 _TINY = str(files("opdbench.tiny.preference_model"))
-_PICKSCORE = Checkpoint("yuvalkirstain/PickScore_v1", optional=())
-_PREPARED = Checkpoint(CLIP_H, (("preprocessor_config.json",),))
-_HPS = Checkpoint("xswu/HPSv2", ((HPS_FILE,),), ())
-_HEAD = Checkpoint("trl-lib/ddpo-aesthetic-predictor", ((LAION_HEAD, TRL_HEAD),), ())
-_BLIP = Checkpoint("THUDM/ImageReward", ((WEIGHTS,), (TEXT_CONFIG,)), ())
-_BERT = Checkpoint("bert-base-uncased", (("vocab.txt", "tokenizer.json"),))
+_PICKSCORE = JudgeFiles("yuvalkirstain/PickScore_v1", optional=())
+_PREPARED = JudgeFiles(CLIP_H, (("preprocessor_config.json",),))
+_HPS = JudgeFiles("xswu/HPSv2", ((HPS_FILE,),), ())
+_HEAD = JudgeFiles("trl-lib/ddpo-aesthetic-predictor", ((LAION_HEAD, TRL_HEAD),), ())
+_BLIP = JudgeFiles("THUDM/ImageReward", ((WEIGHTS,), (TEXT_CONFIG,)), ())
+_BERT = JudgeFiles("bert-base-uncased", (("vocab.txt", "tokenizer.json"),))
 
 SCORERS: Mapping[str, Scorer] = {
-    "preference": Scorer("clip", "score", (-100.0, 100.0), 1.0, _tiny, (Checkpoint(_TINY),), "tiny-clip"),
+    "preference": Scorer("clip", "score", (-100.0, 100.0), 1.0, _tiny, (JudgeFiles(_TINY),), "tiny-clip"),
     "pickscore": Scorer(
         "PickScore_v1", "exp(logit scale) x cosine", (-100.0, 100.0), 26.0, _pickscore, (_PICKSCORE, _PREPARED)
     ),
-    "clipscore": Scorer("clip-vit-large-patch14", "cosine", (-1.0, 1.0), 1.0, _clipscore, (Checkpoint(CLIP_L),)),
+    "clipscore": Scorer("clip-vit-large-patch14", "cosine", (-1.0, 1.0), 1.0, _clipscore, (JudgeFiles(CLIP_L),)),
     "hpsv2": Scorer("HPS_v2.1", "cosine", (-1.0, 1.0), 1.0, _hps, (_HPS, _PREPARED)),
     "aesthetic": Scorer(
-        "sac+logos+ava1-l14", "points, about 1 to 10", UNBOUNDED, 1.0, _aesthetic, (Checkpoint(CLIP_L), _HEAD)
+        "sac+logos+ava1-l14", "points, about 1 to 10", UNBOUNDED, 1.0, _aesthetic, (JudgeFiles(CLIP_L), _HEAD)
     ),
     "imagereward": Scorer("ImageReward-v1.0", "standard deviations", UNBOUNDED, 1.0, _imagereward, (_BLIP, _BERT)),
 }
@@ -144,7 +144,7 @@ class Preference:
         return self._shipped or keyed(self._scorer.backend, self._checkpoints)
 
     @cached_property
-    def judge(self) -> Judge:
+    def judge(self) -> PairScorer:
         """The model, loaded when first used."""
         return self._scorer.load(f"the {self.name} model", [files.source for files in self._checkpoints])
 

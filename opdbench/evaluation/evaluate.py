@@ -265,17 +265,17 @@ def evaluate(
 
     start = time.perf_counter()
 
-    def make(part: Sequence[Pair]) -> list[Image.Image]:
-        meter.count("evaluation", len(part) * sampler.steps, policy.passes)
-        images = [image for some in cut(part, BATCH) for image in generate(model, policy, sampler, some, seed)]
+    def make(batch: Sequence[Pair]) -> list[Image.Image]:
+        meter.count("evaluation", len(batch) * sampler.steps, policy.passes)
+        images = [i for pairs in cut(batch, BATCH) for i in generate(model, policy, sampler, pairs, seed)]
         if keep is not None:
-            keep(part, images)
+            keep(batch, images)
         return images
 
-    def score(part: Sequence[Pair], images: list[Image.Image]) -> list[Sample]:
-        meter.images += len(part)
-        scores = evaluator.score(images, [prompt for prompt, _ in part])
-        return [make_row(evaluator, prompt, k, score) for (prompt, k), score in zip(part, scores, strict=True)]
+    def score(batch: Sequence[Pair], images: list[Image.Image]) -> list[Sample]:
+        meter.images += len(batch)
+        scores = evaluator.score(images, [prompt for prompt, _ in batch])
+        return [make_row(evaluator, prompt, k, score) for (prompt, k), score in zip(batch, scores, strict=True)]
 
     if known is not None:
         rows = score_failed_again(known, target, lambda numbers: _make_and_score(pairs, numbers, make, score), team)

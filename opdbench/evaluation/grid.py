@@ -1,9 +1,10 @@
-"""Pictures to look at: the same prompts and noise for base, teachers and student, and failures of the last."""
+"""Grid of pictures: the same prompts and noise for base, teachers and student, and failures of the last."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,32 +21,44 @@ if TYPE_CHECKING:
 COLUMNS = 5
 FAILURES = 8
 RIGHT, WRONG = "#1a7f37", "#cf222e"
-Actor = tuple[str, Policy, Sampler]
+
+
+@dataclass(frozen=True)
+class GridPolicy:
+    """A policy whose pictures are a row of the grid, and how it walks."""
+
+    name: str
+    policy: Policy
+    sampler: Sampler
 
 
 def save_pictures(
-    folder: Path, model: Model, actors: Sequence[Actor], evaluators: Mapping[str, Evaluator], tasks: Sequence[str]
+    folder: Path,
+    model: Model,
+    policies: Sequence[GridPolicy],
+    evaluators: Mapping[str, Evaluator],
+    tasks: Sequence[str],
 ) -> None:
     """Keep a few pictures of a run with their scores, and draw `grid.png`.
 
     Args:
-        folder: of the run; holds the rows of the last actor.
+        folder: of the run; holds the rows of the last policy.
         model: makes the pictures again: noise depends on the prompt alone.
-        actors: policies, the run's result last.
+        policies: rows of the grid, the run's result last.
         evaluators: by task.
         tasks: `COLUMNS` test prompts of each are shown; failures are kept on these, too.
     """
     kept: list[tuple[Shot, Image.Image]] = []
     for task in tasks:
         prompts = choose(evaluators[task].prompts("test"), COLUMNS)
-        for actor in actors:
-            kept += _shoot(model, actor, evaluators[task], [(p, 0) for p in prompts], False)
+        for policy in policies:
+            kept += _shoot(model, policy, evaluators[task], [(p, 0) for p in prompts], False)
     for task in tasks:
-        failed = _failures(folder, actors[-1][0], evaluators[task])
-        kept += _shoot(model, actors[-1], evaluators[task], failed, True)
+        failed = _failures(folder, policies[-1].name, evaluators[task])
+        kept += _shoot(model, policies[-1], evaluators[task], failed, True)
     write_shots(folder, kept)
     shown = [pair for pair in kept if not pair[0].failure]
-    _save(folder / "grid.png", draw([name for name, _, _ in actors], shown))
+    _save(folder / "grid.png", draw([policy.name for policy in policies], shown))
 
 
 def _failures(folder: Path, name: str, evaluator: Evaluator) -> list[tuple[Prompt, int]]:
@@ -57,22 +70,21 @@ def _failures(folder: Path, name: str, evaluator: Evaluator) -> list[tuple[Promp
 
 
 def _shoot(
-    model: Model, actor: Actor, evaluator: Evaluator, pairs: Sequence[tuple[Prompt, int]], failure: bool
+    model: Model, policy: GridPolicy, evaluator: Evaluator, pairs: Sequence[tuple[Prompt, int]], failure: bool
 ) -> list[tuple[Shot, Image.Image]]:
     if not pairs:
         return []
-    name, policy, sampler = actor
-    images = generate(model, policy, sampler, pairs)
+    images = generate(model, policy.policy, policy.sampler, pairs)
     scores = evaluator.score(images, [prompt for prompt, _ in pairs])
     rows = [make_row(evaluator, prompt, index, score) for (prompt, index), score in zip(pairs, scores, strict=True)]
     return [
-        (Shot(name, prompt.text, row.task, row.prompt, row.index, row.value, row.reason, failure), image)
+        (Shot(policy.name, prompt.text, row.task, row.prompt, row.index, row.value, row.reason, failure), image)
         for (prompt, _), row, image in zip(pairs, rows, images, strict=True)
     ]
 
 
 def draw(names: Sequence[str], kept: Sequence[tuple[Shot, Image.Image]]) -> Figure:
-    """One row a policy, one column a prompt, which stands above; right pictures have a green frame."""
+    """One row per policy and one column per prompt, with its text above; right pictures have a green frame."""
     from matplotlib.figure import Figure
 
     width = len(kept) // len(names)

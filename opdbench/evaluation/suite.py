@@ -53,7 +53,7 @@ class Actor:
 
 
 @dataclass(frozen=True)
-class Question:
+class PolicyQuestion:
     """One evaluation: who draws what, with how much guidance, and who judges."""
 
     actor: Actor
@@ -95,20 +95,20 @@ class Suite:
         meter.forwards, meter.images = {"evaluation": images * actor.sampler.steps * passes}, images
         return PolicyResult(actor.name, actor.role, asdict(actor.sampler), tuple(cells), meter)
 
-    def own(self, actor: Actor, task: str, console: Console) -> tuple[Question, list[Sample], Meter]:
+    def own(self, actor: Actor, task: str, console: Console) -> tuple[PolicyQuestion, list[Sample], Meter]:
         """A policy on the test prompts of a task: what the table shows."""
-        question = Question(actor, self.evaluators[task], self.prompts(task), actor.sampler.guidance)
+        question = PolicyQuestion(actor, self.evaluators[task], self.prompts(task), actor.sampler.guidance)
         return question, *self.ask(question, f"evaluate {actor.name} on {task}", console)
 
     def prompts(self, task: str) -> list[Prompt]:
         """The test prompts of a task."""
         return choose_prompts(self.evaluators[task], self.evaluators[task].prompts("test"), self.limit)
 
-    def key(self, question: Question) -> str:
+    def key(self, question: PolicyQuestion) -> str:
         """What the answer may share a column with."""
         return column_key(question.judge, question.prompts, question.sampler, self.model)
 
-    def ask(self, question: Question, title: str, console: Console) -> tuple[list[Sample], Meter]:
+    def ask(self, question: PolicyQuestion, title: str, console: Console) -> tuple[list[Sample], Meter]:
         """Rows of an evaluation, and its cost, which is kept beside them; one that is in the store is reused."""
         key = self.key(question)
         name = digest(
@@ -128,7 +128,7 @@ class Suite:
         return self.store.lock("evaluation", name, title) if self.team.leads else nullcontext()
 
     def _answer(
-        self, question: Question, name: str, title: str, console: Console, known: Evaluation | None
+        self, question: PolicyQuestion, name: str, title: str, console: Console, known: Evaluation | None
     ) -> Evaluation:
         """Make an evaluation; of one that is known only the rows whose judge had failed."""
         self.team.wait()
@@ -176,22 +176,22 @@ class Suite:
             probes.append(Probe("kl", actor.name, teacher.tasks[0], "", key, estimate(evaluation.samples)))
         return tuple(probes)
 
-    def _questions(self, actor: Actor) -> Iterator[tuple[str, str, Question]]:
+    def _questions(self, actor: Actor) -> Iterator[tuple[str, str, PolicyQuestion]]:
         """Kind of the probe, what it is on, and the evaluation."""
         own = actor.sampler.guidance
         for name, judge in self.evaluators.items():
             prompts = self.prompts(name)
             if actor.role == "stage":
-                yield "stage", "", Question(actor, judge, prompts, own)
+                yield "stage", "", PolicyQuestion(actor, judge, prompts, own)
                 continue
             for other in self.evaluators:
                 judged = [p for p in self.prompts(other) if judges(judge, p)]
                 if other != name and judged:
-                    yield "prompts", other, Question(actor, judge, judged, own)
-            yield "change", "other opening", Question(actor, judge, [reword(p) for p in prompts], own)
+                    yield "prompts", other, PolicyQuestion(actor, judge, judged, own)
+            yield "change", "other opening", PolicyQuestion(actor, judge, [reword(p) for p in prompts], own)
             for scale in GUIDANCES:
                 if scale != own:
-                    yield "change", f"guidance {scale:g}", Question(actor, judge, prompts, scale)
+                    yield "change", f"guidance {scale:g}", PolicyQuestion(actor, judge, prompts, scale)
 
     def _states(self, teacher: Actor) -> list[Prompt]:
         return choose(self.prompts(teacher.tasks[0]), KL_PROMPTS)

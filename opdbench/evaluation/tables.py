@@ -12,7 +12,7 @@ from opdbench.stats import estimate
 
 
 @dataclass(frozen=True)
-class Selection:
+class EstimatedRows:
     """Samples behind one estimate: of a group ("" for all) and a metric ("" for the value)."""
 
     group: str
@@ -32,12 +32,12 @@ def table(task: str, key: str, prompts: str, samples: Sequence[Sample]) -> list[
     groups = sorted({sample.group for sample in samples})
     selections = []
     for name, rows in metrics.items():
-        selections.append(Selection("", name, rows))
+        selections.append(EstimatedRows("", name, rows))
         for group in groups if len(groups) > 1 else ():
-            selections.append(Selection(group, name, [row for row in rows if row.group == group]))
+            selections.append(EstimatedRows(group, name, [row for row in rows if row.group == group]))
     if len(groups) > 1:
-        selections.append(Selection("", "images", [replace(sample, group="") for sample in samples]))
-        selections.append(Selection("", "any", _best(samples)))
+        selections.append(EstimatedRows("", "images", [replace(sample, group="") for sample in samples]))
+        selections.append(EstimatedRows("", "any", _best(samples)))
     shared = {"task": task, "key": key, "prompts": prompts}
     return [{**shared, "group": s.group, "metric": s.metric, **asdict(estimate(s.samples))} for s in selections]
 

@@ -10,13 +10,13 @@ from functools import cache
 from pathlib import Path
 
 from opdbench.console.progress import Console
-from opdbench.core import Evaluator, Meter, Sampler
+from opdbench.core import Evaluator, Meter
 from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Adapter
 from opdbench.diffusion.model import Model, Policy
 from opdbench.environment import environment
 from opdbench.errors import UserError
-from opdbench.evaluation.grid import save_pictures
+from opdbench.evaluation.grid import GridPolicy, save_pictures
 from opdbench.evaluation.suite import Actor, Suite
 from opdbench.files import misfit, read_sealed, set_aside
 from opdbench.parallel.processes import join
@@ -202,8 +202,8 @@ class Runner:
         curve = read_curve(self.store.finished_stage(digest))
         return StageResult(stage.name, stage.loss, digest, stage.tasks, reused, finished.meter, curve)
 
-    def _grid_rows(self, actors: Sequence[Actor]) -> list[tuple[str, Policy, Sampler]]:
-        return [(a.name, self.model.frozen(a.adapter, a.sampler.guidance), a.sampler) for a in actors]
+    def _grid_rows(self, actors: Sequence[Actor]) -> list[GridPolicy]:
+        return [GridPolicy(a.name, self.model.frozen(a.adapter, a.sampler.guidance), a.sampler) for a in actors]
 
     def _actors(self, finished: Mapping[str, FinishedStage]) -> list[Actor]:
         """The base model, and the policies of the finished stages, as far as the suite evaluates them."""

@@ -11,7 +11,7 @@ import pytest
 from opdbench.core import Sample
 from opdbench.errors import UserError
 from opdbench.evaluation.tables import table
-from opdbench.evaluators.geneval.rules import Verdict, judge, relations
+from opdbench.evaluators.geneval.rules import GenEvalVerdict, judge, relations
 from opdbench.evaluators.geneval.spec import parse_detections, parse_metadata, parse_options
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -21,7 +21,7 @@ CASES = [case for case in ALL if case not in TIES]
 SUMMARIES = json.loads((GOLDEN / "geneval_summary.json").read_text())
 
 
-def verdict(case: dict[str, Any]) -> Verdict:
+def verdict(case: dict[str, Any]) -> GenEvalVerdict:
     options = parse_options(case.get("options", {}))
     return judge(parse_metadata(case["metadata"]), parse_detections(case["detections"]), options)
 
