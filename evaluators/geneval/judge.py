@@ -17,7 +17,7 @@ from opdbench.core import Prompt, Score, Split
 from opdbench.errors import UserError
 from opdbench.evaluators.geneval.mask2former import Mask2Former
 from opdbench.evaluators.geneval.rules import judge
-from opdbench.evaluators.geneval.shapes import detect
+from opdbench.evaluators.geneval.shapes import SMALLEST, detect
 from opdbench.evaluators.geneval.spec import Detection, GenEvalSpec, parse_metadata
 from opdbench.evaluators.loading.pictures import unfit
 from opdbench.prompt_sets import pulled
@@ -28,10 +28,14 @@ Prompts = Callable[[Split], Sequence[Prompt]]
 
 
 class Detector(Protocol):
-    """Finds named, perhaps coloured boxes; `objects` and `colors` are all that it can tell, `key` names its weights."""
+    """Finds named, perhaps coloured boxes; `objects` and `colors` are all that it can tell, `key` names its weights.
+
+    Pictures with a side below `smallest` pixels are not shown to it.
+    """
 
     name: str
     key: str
+    smallest: int
     objects: tuple[str, ...]
     colors: tuple[str, ...]
 
@@ -44,6 +48,7 @@ class Shapes:
     """The tiny world's detector."""
 
     name = key = "shapes"
+    smallest = SMALLEST
     objects: tuple[str, ...] = tuple(SHAPES)
     colors: tuple[str, ...] = tuple(COLORS)
 
@@ -112,7 +117,7 @@ class GenEval:
 
     def _score_picture(self, image: Image, prompt: Prompt) -> Score:
         spec = self._spec(prompt)
-        if reason := unfit(image, f"the detector {self._detector.name!r}"):
+        if reason := unfit(image, f"the detector {self._detector.name!r}", self._detector.smallest):
             return Score(None, None, reason)
         detections = self._detector(image, spec)
         verdict = judge(spec, detections)

@@ -128,6 +128,7 @@ class Mask2Former:
     """The detector and, for prompts that ask for a colour, the colour classifier; loaded when first used."""
 
     name = "mask2former-hf"
+    smallest = 1
     objects: tuple[str, ...] = OBJECTS
     colors: tuple[str, ...] = PALETTE
 

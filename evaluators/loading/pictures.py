@@ -46,17 +46,17 @@ def read_look(what: str, source: str) -> Look:
     return Look(size, tuple(raw["image_mean"]), tuple(raw["image_std"]))
 
 
-def unfit(image: Image.Image, what: str) -> str:
-    """Why a picture is too small or too long to judge, else "".
+def unfit(image: Image.Image, what: str, smallest: int = SMALLEST) -> str:
+    """Why a side is below `smallest` pixels or the picture too long to judge, else "".
 
     Raises:
         UserError: if it is not RGB, which no picture file can cause.
     """
     width, height = image.size
-    needs = f"{what} needs an RGB picture of at least {SMALLEST}x{SMALLEST} pixels"
+    needs = f"{what} needs an RGB picture of at least {smallest}x{smallest} pixels"
     if image.mode != "RGB":
         raise UserError(f"{needs}, got {image.mode} {width}x{height}")
-    if min(image.size) < SMALLEST:
+    if min(image.size) < smallest:
         return f"{needs}, got {width}x{height}"
     if max(image.size) > LONGEST_RATIO * min(image.size):
         return f"{what} needs sides of a ratio up to {LONGEST_RATIO}, got {width}x{height}"
