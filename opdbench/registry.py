@@ -7,7 +7,9 @@ asked for by name in `opdbench eval`.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from importlib.util import find_spec
@@ -81,6 +83,10 @@ def _source_hash(module: str) -> str:
     return state.hexdigest()[:16] if sources else ""
 
 
+EVALUATOR_FIELDS = ("name", "version", "backend", "unit", "range", "higher_is_better")
+EVALUATOR_CALLS = ("prompts", "check", "group", "score")
+
+
 def evaluator(name: str, source: str | None = None) -> Evaluator:
     """A new evaluator of the suite, or a judge that reads its weights from `source` (its usual place if None)."""
     judges = names("judges")
@@ -90,6 +96,8 @@ def evaluator(name: str, source: str | None = None) -> Evaluator:
         raise unknown("task", name, [*names("evaluators"), *judges])
     if source is not None:
         raise UserError(f"task {name!r} comes with its weights; a source can be given to: {', '.join(judges)}")
+    if trouble := plugin_trouble(name):
+        raise UserError(trouble)
     return load("evaluators", name)()
 
 
@@ -109,8 +117,42 @@ def preset(name: str) -> Path:
 
 
 def suite(judges: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """What scores each task of a recipe: its `judges`, or the embedded world's evaluators if it names none."""
-    return dict(judges) or {name: name for name in names("evaluators")}
+    """What scores each task of a recipe: its `judges`, or the embedded world's evaluators if it names none.
+
+    An evaluator plug-in that is broken is left out, with a warning; it fails only the commands that name it.
+    """
+    return dict(judges) or {name: name for name in names("evaluators") if not _warned(name)}
+
+
+@cache
+def _warned(name: str) -> bool:
+    """Whether an evaluator from outside is broken, which is said once per process."""
+    trouble = plugin_trouble(name)
+    if trouble:
+        print(f"opdbench: warning: {trouble}; it is left out", file=sys.stderr)
+    return bool(trouble)
+
+
+def plugin_trouble(name: str) -> str:
+    """Why an evaluator from outside cannot be used, or "": it fails to load, or lacks part of the interface."""
+    points = [point for point in entry_points(group="opdbench.evaluators") if point.name == name]
+    if all(_is_built_in(point) for point in points):
+        return ""
+    try:
+        judge = load("evaluators", name)()
+    except UserError as error:
+        return str(error)
+    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, OSError, SyntaxError) as error:
+        return f"evaluator {name!r} cannot be made: {type(error).__name__}: {error}"
+    missing = [part for part in (*EVALUATOR_FIELDS, *EVALUATOR_CALLS) if not hasattr(judge, part)]
+    if missing:
+        return f"evaluator {name!r} lacks {', '.join(missing)}; see opdbench.core.Evaluator"
+    plain = [part for part in EVALUATOR_CALLS if not callable(getattr(judge, part))]
+    if plain:
+        return f"evaluator {name!r}: {', '.join(plain)} must be methods; see opdbench.core.Evaluator"
+    return (
+        "" if judge.name == name else f"evaluator {name!r} calls itself {judge.name!r}; expected its entry point's name"
+    )
 
 
 def recipe(method: str) -> Path:

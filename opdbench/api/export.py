@@ -129,7 +129,7 @@ def _pair(adapter: Adapter, layer: str) -> tuple[Tensor, Tensor]:
     return adapter.tensors[f"{layer}.lora_A.weight"], adapter.tensors[f"{layer}.lora_B.weight"]
 
 
-def _kohya_layer(key: str, down: Tensor, up: Tensor, alpha: int) -> dict[str, Tensor]:
+def _kohya_layer(key: str, down: Tensor, up: Tensor, alpha: float) -> dict[str, Tensor]:
     matrices = {"lora_down.weight": down.contiguous(), "lora_up.weight": up.contiguous()}
     return {f"{key}.{name}": value for name, value in {**matrices, "alpha": torch.tensor(float(alpha))}.items()}
 

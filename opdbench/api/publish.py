@@ -41,11 +41,12 @@ def push(trained: Trained, run: Path, repository: str, private: bool = False) ->
         if (run / "grid.png").exists():
             shutil.copy(run / "grid.png", folder / "grid.png")
         (folder / "README.md").write_text(model_card(trained.record, repository), encoding="utf-8")
+        failures: tuple[type[Exception], ...] = (HfHubHTTPError, HFValidationError, OSError, *_connection_errors())
         try:
             api = HfApi()
             address = api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"opdbench: {trained.title}")
-        except (HfHubHTTPError, HFValidationError, OSError, *_connection_errors()) as error:
+        except failures as error:
             line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"cannot push to {repository!r}: {line}; log in with `hf auth login`, or set HF_TOKEN"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from opdbench.runs.job_graph import Backend
 
 MAIN_TASKS, ALL_TASKS = "ocr,geneval", "ocr,geneval,preference"
+METHOD_HELP = "methods, comma-separated, or all; `opdbench list` shows them; default opd"
 TASKS_HELP = f"tasks to learn, comma-separated; default {MAIN_TASKS}, and {ALL_TASKS} with --method all"
 PRESET_HELP = "preset applied to every recipe: sd35, leaderboard, or a file; default leaderboard with --method all"
 SUITE_HELP = "full: adds forgetting, rewording and guidance probes"
@@ -28,7 +29,7 @@ TEACHERS = "released LoRA adapters used as teachers: task=adapter, or a release,
 
 
 def run(
-    method: Annotated[str, typer.Option(help="methods, comma-separated, or all; `opdbench list` shows them")] = "opd",
+    method: Annotated[str | None, typer.Option(help=METHOD_HELP)] = None,
     tasks: Annotated[str | None, typer.Option(help=TASKS_HELP)] = None,
     model: ModelOption = "tiny",
     seeds: Annotated[str, typer.Option(help="seeds, for example 0 or 0,2 or 0-4")] = "0",
@@ -50,27 +51,31 @@ def run(
     """Train a method's stages, evaluate every policy, and print the results."""
     from opdbench.registry import parse_tasks
 
-    whole = method == "all" and not config
+    if config and method:
+        raise UserError(f"--config and --method {method!r} each name a recipe; give one of them")
+    whole = method == "all"
     learnt = parse_tasks(tasks or (ALL_TASKS if whole else MAIN_TASKS), ("evaluators", "judges"))
     preset, numbers = preset or ("leaderboard" if whole else None), parse_seeds(seeds)
-    check_writable(out)
+    if not dry_run:
+        check_writable(out)
     work = _backend(backend, address)
+    from opdbench.commands.plan import print_plans
     from opdbench.diffusion.sources import locate
     from opdbench.parallel.processes import join
     from opdbench.recipes.config import RunConfig
     from opdbench.runs import released
-    from opdbench.runs.job_graph import make_runners, print_plan, run_all
+    from opdbench.runs.job_graph import make_runners, run_all
     from opdbench.runs.spec import plan_runs
 
-    recipes = _recipes([config] if config else method, learnt, set_ or [], preset)
+    recipes = _recipes([config] if config else method or "opd", learnt, set_ or [], preset)
     locate(model)
+    _check_resolution(model, recipes, preset)
     given = released.fetch_all(teachers or (), learnt, model)
     recipes = [released.replace_teachers(recipe, given) for recipe in recipes]
     configs = [RunConfig(recipe, learnt, model, seed, limit, suite) for seed in numbers for recipe in recipes]
     runners = make_runners(plan_runs(configs, out, fresh, command_line()), track)
     if dry_run:
-        for runner in runners:
-            print_plan(runner)
+        print_plans(runners, format_)
         return
     runs = run_all(runners, jobs, given, work)
     if join().leads:
@@ -92,6 +97,24 @@ def _recipes(
             if task not in registry.suite(recipe.judges):
                 raise unknown("task", task, registry.suite(recipe.judges))
     return recipes
+
+
+def _check_resolution(model: str, recipes: Sequence[Recipe], preset: str | None) -> None:
+    """Refuse pictures that the embedded model cannot draw: a preset for another model, and --model was forgotten."""
+    from opdbench.diffusion.sources import TINY, latent_shape, outline, tiny_folder
+    from opdbench.files import read_json
+
+    sides = sorted({recipe.resolution for recipe in recipes if recipe.resolution})
+    if model != TINY or not sides:
+        return
+    blocks = read_json(tiny_folder() / "vae" / "config.json")["block_out_channels"]
+    try:
+        for side in sides:
+            latent_shape(outline(model).config, 2 ** (len(blocks) - 1), side)
+    except UserError as error:
+        named = f"preset {preset!r}" if preset else "the recipe"
+        hint = "add --model, for example --model stabilityai/stable-diffusion-3.5-medium"
+        raise UserError(f"{named} does not fit --model {model}: {error}; {hint}") from error
 
 
 def _show(runs: Sequence[Run], format_: str) -> None:

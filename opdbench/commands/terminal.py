@@ -42,8 +42,7 @@ def print_runs(runs: Sequence[Run]) -> None:
     comparison = compare(runs)
     aggregates = [aggregate_block(comparison)] if comparison.entries else []
     print_blocks([score_block(comparison), *aggregates, *probe_blocks(comparison)])
-    for run in runs:
-        _costs(run.record)
+    _costs([run.record for run in runs])
 
 
 def print_comparison(
@@ -154,12 +153,19 @@ def _text(text: str, strong: bool = False) -> Text:
     return Text(visible(text), style="bold" if strong else "")
 
 
-def _costs(record: RunRecord) -> None:
-    out = Table("stage", "forwards", "images", "seconds", "peak MiB", title=f"cost, seed {record.seed}")
-    for row in rows_of.costs(record):
-        state = RELEASED if row.get("loss") == RELEASED else "reused"
+def _costs(records: Sequence[RunRecord]) -> None:
+    """One table for all runs: a row per method and stage, means over seeds."""
+    from opdbench.commands.plan import cost_rows
+
+    several = len(records) > 1
+    out = Table(title="cost per run, mean over runs" if several else f"cost, seed {records[0].seed}")
+    for name in (*(("method", "runs") if several else ()), "stage", "forwards", "images", "seconds", "peak MiB"):
+        out.add_column(name)
+    released = {stage.name for record in records for stage in record.stages if stage.loss == RELEASED}
+    for row in cost_rows([(record.method, rows_of.costs(record)) for record in records]):
+        state = RELEASED if row["stage"] in released else "reused"
+        state = f"{row['reused']} {state}" if row["reused"] < row["runs"] else state
         name = row["stage"] + (f" ({state})" if row["reused"] else "")
-        out.add_row(
-            _text(name), f"{row['forwards']:,}", f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['peak_mib']}"
-        )
+        numbers = (f"{row['forwards']:,}", f"{row['images']:,}", f"{row['seconds']:.1f}", f"{row['peak_mib']}")
+        out.add_row(*((_text(row["method"]), str(row["runs"])) if several else ()), _text(name), *numbers)
     Rich().print(out)

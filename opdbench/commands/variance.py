@@ -59,7 +59,7 @@ def variance(
         wanted,
     )
     grid = [GridPoint(*setting, last_step=last_step) for setting in settings]
-    _check_samplers(grid)
+    _check_grid(model, grid)
     check_writable(out)
     from opdbench.commands.terminal import print_blocks, print_json
     from opdbench.leaderboards.numbers.runs import load_runs
@@ -94,7 +94,20 @@ def _students(text: str, stages: Sequence[Stage]) -> list[str]:
     return _names(text)
 
 
-def _check_samplers(grid: Sequence[GridPoint]) -> None:
+def _check_sides(model: str, sides: Sequence[int]) -> None:
+    """Refuse a side of the latent that the denoiser cannot take."""
+    from opdbench.diffusion.sources import outline
+
+    if not sides:
+        return
+    config = outline(model).config
+    patch, most = config.patch_size, config.patch_size * config.pos_embed_max_size
+    for side in sides:
+        if side % patch or side > most:
+            raise UserError(f"side is {side}; expected a multiple of {patch}, at most {most}, for model {model!r}")
+
+
+def _check_grid(model: str, grid: Sequence[GridPoint]) -> None:
     from opdbench.core import DETERMINISTIC, Sampler
 
     for point in grid:
@@ -106,6 +119,7 @@ def _check_samplers(grid: Sequence[GridPoint]) -> None:
             raise UserError(f"sampler {name!r} with noise level {level} has no density; use flow-sde with 0.7")
         if point.side < 0:
             raise UserError(f"side is {point.side}; expected at least 1")
+    _check_sides(model, sorted({point.side for point in grid if point.side}))
 
 
 def _names(text: str) -> list[str]:

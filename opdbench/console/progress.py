@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 
 class Console(Protocol):
@@ -66,13 +67,14 @@ class BarConsole:
     def __init__(self) -> None:
         self._rich = Rich(stderr=True)
         self._bars = Progress(
-            TextColumn("{task.description:32}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("{task.fields[figures]}", table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis")),
             console=self._rich,
+            expand=True,
         )
         self._tasks: dict[str, Any] = {}
 
@@ -89,7 +91,7 @@ class BarConsole:
         self._bars.update(self._tasks[name], completed=done, figures=_figures(figures))
         if all(task.finished for task in self._bars.tasks):
             self._bars.stop()
-            self._bars = Progress(*self._bars.columns, console=self._rich)
+            self._bars = Progress(*self._bars.columns, console=self._rich, expand=True)
             self._tasks = {}
 
 

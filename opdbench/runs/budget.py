@@ -26,6 +26,8 @@ from opdbench.registry import load, recipes
 from opdbench.runs.schedule import shares
 
 SHAPE = (1, 1, 1)
+MOST_PICTURES = 100_000
+"""Pictures per update; more is a typing error, and counting their cost would take minutes."""
 
 
 class _Blank(nn.Module):
@@ -51,6 +53,11 @@ def forwards(stage: Stage, recipe: Recipe) -> Meter:
     """The meter of `stage` after all its updates: forwards by role and pictures scored; no seconds."""
     if stage.loss == RELEASED:
         return Meter()
+    pictures = stage.prompts * stage.images
+    if pictures > MOST_PICTURES:
+        raise UserError(
+            f"stage {stage.name!r} draws {pictures:,} pictures per update; expected {MOST_PICTURES:,} at most"
+        )
     loss: Loss = loss_options(load("losses", stage.loss), stage.options, stage.name)
     period = [_count(stage, recipe, loss, update) for update in range(min(len(stage.tasks), stage.updates))]
     rounds: Counter[str] = Counter()

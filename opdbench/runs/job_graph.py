@@ -12,7 +12,6 @@ import torch
 
 from opdbench.console.progress import Console, make_console
 from opdbench.console.tracking import Kind, tracked
-from opdbench.diffusion.sources import TINY
 from opdbench.errors import UserError
 from opdbench.parallel.jobs import Job, run_jobs
 from opdbench.parallel.processes import join
@@ -20,9 +19,7 @@ from opdbench.recipes.config import RELEASED, Stage
 from opdbench.records.digest import digest as digest_of
 from opdbench.records.run import Run, RunRecord
 from opdbench.registry import suite
-from opdbench.runs.budget import forwards
 from opdbench.runs.digests import BASE, experts, scored
-from opdbench.runs.memory import describe
 from opdbench.runs.released import GivenAdapter
 from opdbench.runs.runner import Runner
 from opdbench.runs.spec import RunSpec
@@ -60,7 +57,7 @@ def run_all(
     """
     team = join()
     if team.size > 1 and (jobs not in (None, 1) or backend):
-        raise UserError(f"a run of {team.size} processes does one job at a time; leave out --jobs and --backend")
+        raise UserError(f"--jobs and --backend cannot be combined with torchrun ({team.size} processes)")
     planned: dict[str, Job] = {}
     if team.leads:
         for runner in runners:
@@ -155,19 +152,3 @@ class Labelled:
     def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
         """A step of something with a known end."""
         self.console.progress(f"{self.label} {name}", done, total, figures)
-
-
-def print_plan(runner: Runner) -> None:
-    """Print the stages of a run with their cost in forwards, and which are finished."""
-    recipe, whole = runner.config.recipe, 0
-    for stage in recipe.stages:
-        digest, cost = runner.spec.stages[stage.name], forwards(stage, recipe).total()
-        state = "finished" if runner.store.finished_stage(digest) else "to train"
-        state = RELEASED if stage.loss == RELEASED else state
-        settings = f"{stage.name:20} {stage.loss:10} {','.join(stage.tasks):24} {stage.updates:5} updates"
-        print(f"{settings} {cost:11,} forwards  {digest}  {state}")
-        whole += cost
-    print(f"{whole:,} forwards in total; record: {runner.folder / 'record.json'}")
-    if recipe.stages and runner.config.model != TINY:
-        for line in describe(runner.config.model, recipe, recipe.stages[-1], whole):
-            print(line)
