@@ -7,12 +7,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from opdbench.leaderboards.numbers.cost import Budget, Cost, CostToGoal, cost, cost_to_goal, mean_cost
 from opdbench.leaderboards.numbers.figure import Figure, seeds_figure
 from opdbench.leaderboards.numbers.gain import Gain, Scale, SeedGain, common_scales, gain_of
-from opdbench.leaderboards.numbers.pairs import Column, compare_task
+from opdbench.leaderboards.numbers.pairs import ALPHA, Column, compare_task
 from opdbench.leaderboards.numbers.runs import Group, cell_of, group_runs, task_names
 from opdbench.records.run import PolicyResult, Probe, Run
+from opdbench.stats import holm, t_test
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Comparison:
 
     Attributes:
         scales: by task, what counts as a gain of 0 and of 1.
+        level: labels whose mean gain paired tests cannot tell apart from the best one.
     """
 
     tasks: tuple[str, ...]
@@ -97,6 +101,7 @@ class Comparison:
     columns: tuple[Column, ...]
     probes: tuple[ProbeFigure, ...] = ()
     scales: tuple[Scale, ...] = ()
+    level: tuple[str, ...] = ()
 
 
 def compare(runs: Sequence[Run], all_runs: Sequence[Run] | None = None) -> Comparison:
@@ -120,7 +125,35 @@ def compare(runs: Sequence[Run], all_runs: Sequence[Run] | None = None) -> Compa
     entries = [_entry(group, groups, tasks, scales) for group in groups if group.runs[0].result]
     entries.sort(key=lambda e: -math.inf if e.mean_gain.value is None else e.mean_gain.value, reverse=True)
     probes = tuple(figure for group in groups for figure in _probe_figures(group))
-    return Comparison(tuple(tasks), tuple(scores), tuple(entries), tuple(columns), probes, tuple(scales.values()))
+    level = level_with_best(groups, entries[0].label, scales) if entries else ()
+    return Comparison(
+        tuple(tasks), tuple(scores), tuple(entries), tuple(columns), probes, tuple(scales.values()), level
+    )
+
+
+def level_with_best(groups: Sequence[Group], best: str, scales: Mapping[str, Scale]) -> tuple[str, ...]:
+    """Labels whose mean gain does not differ significantly from the best: paired t-tests over seeds, Holm-corrected.
+
+    Only methods with the seeds and learnt tasks of the best can be tested against it.
+    """
+    first = next(group for group in groups if group.label == best)
+    top = group_gain(first, scales)
+    gaps = []
+    for group in groups:
+        gain = group_gain(group, scales)
+        if (
+            top
+            and gain
+            and group is not first
+            and group.tasks == first.tasks
+            and gain.by_seed.keys() == top.by_seed.keys()
+        ):
+            gaps.append((group.label, top.minus(gain)))
+    if not gaps:
+        return ()
+    values, errors = np.array([gap.value for _, gap in gaps]), np.array([gap.se or 0.0 for _, gap in gaps])
+    p = holm(t_test(values, errors, np.array([gap.count - 1.0 for _, gap in gaps])))
+    return tuple(label for (label, _), chance in zip(gaps, p, strict=True) if chance >= ALPHA)
 
 
 def result_scores(run: Run, policy: PolicyResult | None = None) -> dict[str, float]:

@@ -14,7 +14,7 @@ PROMPTS = " prompt set"
 
 
 @dataclass(frozen=True)
-class Selection:
+class RunFilter:
     """What a user wants to see; an empty field selects everything.
 
     Attributes:
@@ -93,7 +93,7 @@ class ComparableRuns:
     all_runs: tuple[Run, ...]
 
 
-def comparable(runs: Sequence[Run], selection: Selection | None = None) -> list[ComparableRuns]:
+def comparable(runs: Sequence[Run], selection: RunFilter | None = None) -> list[ComparableRuns]:
     """Runs in sets that were evaluated alike: model, and per task evaluator, prompts, sampler and precision.
 
     A run joins the first set that it contradicts in nothing, the sets of most runs first; so runs of different
@@ -118,7 +118,7 @@ def comparable(runs: Sequence[Run], selection: Selection | None = None) -> list[
         else:
             sets.append(dict(keys[k]))
             members.append([runs[k]])
-    chosen = {run.folder: run for run in (selection or Selection()).of(runs)}
+    chosen = {run.folder: run for run in (selection or RunFilter()).of(runs)}
     shown = []
     for index, same in enumerate(members):
         if kept := tuple(chosen[run.folder] for run in same if run.folder in chosen):

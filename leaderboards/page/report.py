@@ -121,7 +121,7 @@ def page(
             machines=_unique(_machine(run.record.environment) for run in runs),
             notes=machine_note(runs),
             bars=_bars(comparison),
-            one=100 * _position(comparison, 1.0),
+            teacher_tick=100 * _position(comparison, 1.0),
             places=_places(comparison),
             leaders={column.task: leaders(column) for column in comparison.columns},
             samples=sample_data(groups),

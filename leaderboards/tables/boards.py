@@ -207,7 +207,13 @@ def aggregate_block(comparison: Comparison) -> Block:
     columns = [
         plain("method", [short(entry.label) for entry in entries]),
         plain("seeds", [", ".join(map(str, entry.seeds)) for entry in entries]),
-        *figure_columns(HEADLINE, [entry.mean_gain for entry in entries]),
+        *figure_columns(
+            HEADLINE,
+            [entry.mean_gain for entry in entries],
+            "",
+            [entry is entries[0] and entry.mean_gain.value is not None for entry in entries],
+            [entry.label in comparison.level for entry in entries],
+        ),
     ]
     places = places_of([entry.mean_gain.error for entry in entries])
     middle = [entry.median_gain for entry in entries]
@@ -224,6 +230,7 @@ def aggregate_block(comparison: Comparison) -> Block:
     notes = (
         f"{HEADLINE}: mean over learnt tasks of (score - base) / (teacher - base); 0 is the base model, 1 the teachers",
         "teacher: mean score of all seeds' teachers of a task, the same for every method; intervals include its error",
+        f"bold: best; {TIED}: not distinguishable from it (paired t-tests over seeds, Holm-corrected)",
         "median, worst seed: of the seeds' mean gains; a task column: that task's share alone",
         "a share is missing where the teachers' mean is not above the base model",
         "forgets: base - score on a held-out task, in the task's own unit; a positive number is a loss",

@@ -54,7 +54,10 @@ def _gains(comparison: Comparison, rows: Sequence[ScoreRow]) -> PaperColumn:
     gains = {short(entry.label): entry.mean_gain for entry in comparison.entries}
     figures = [gains.get(row.name, Figure(None)) if row.role == "student" else Figure(None) for row in rows]
     head = "".join((r"\shortstack{", HEADLINE.replace(" ", r"\\"), "}"))  # two lines, to save width
-    return PaperColumn(head, _cells(figures, [False] * len(rows), [False] * len(rows)))
+    students = [row.name if row.role == "student" else "" for row in rows]
+    tied = {short(label) for label in comparison.level}
+    best = short(comparison.entries[0].label) if comparison.entries else ""
+    return PaperColumn(head, _cells(figures, [name in tied for name in students], [name == best for name in students]))
 
 
 def _scores(comparison: Comparison, rows: Sequence[ScoreRow], task: str, escape: Escape) -> PaperColumn:

@@ -49,8 +49,8 @@ def _rows(group: Group, run: Run, scales: Mapping[str, Scale]) -> Iterator[dict[
             e = cell.estimate
             facts = {"role": policy.role, "trained": cell.trained, **key_parts(cell.key)}
             yield row("score", e.value, policy.name, cell.task, se=e.se, n=e.n, unscored=e.unscored, **facts)
-            for name, part in cell.groups.items():
-                yield row(f"score/{name}", part.value, policy.name, cell.task, se=part.se, n=part.n, **facts)
+            for name, stratum in cell.groups.items():
+                yield row(f"score/{name}", stratum.value, policy.name, cell.task, se=stratum.se, n=stratum.n, **facts)
             if policy.role == "student" and e.value is not None and cell.task in scales:
                 yield row("share", scales[cell.task].share(e.value), policy.name, cell.task, **facts)
     for probe in record.probes:

@@ -12,7 +12,7 @@ import typer
 from opdbench.errors import UserError
 
 if TYPE_CHECKING:
-    from opdbench.leaderboards.numbers.selection import Selection
+    from opdbench.leaderboards.numbers.selection import RunFilter
 MOST_SEEDS = 1000
 """Seeds in one command; more is a typing error, and would plan as many runs."""
 
@@ -84,14 +84,14 @@ DeviceOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="print no progress and no notes")]
 
 
-def selection(methods: str, tasks: str, seeds: str) -> Selection:
+def selection(methods: str, tasks: str, seeds: str) -> RunFilter:
     """What `--methods`, `--tasks` and `--seeds` select; all where they are empty."""
-    from opdbench.leaderboards.numbers.selection import Selection
+    from opdbench.leaderboards.numbers.selection import RunFilter
 
     def names(text: str) -> tuple[str, ...]:
         return tuple(name.strip() for name in text.split(",") if name.strip())
 
-    return Selection(names(methods), names(tasks), tuple(parse_seeds(seeds)) if seeds else ())
+    return RunFilter(names(methods), names(tasks), tuple(parse_seeds(seeds)) if seeds else ())
 
 
 def find_runs(named: list[Path] | None, folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from opdbench.errors import UserError, unknown
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-    from opdbench.leaderboards.numbers.selection import Selection
+    from opdbench.leaderboards.numbers.selection import RunFilter
 
 KINDS = ("cost", "learning", "forgetting", "variance")
 NARROW, WIDE = 2.0, 12.0
@@ -61,7 +61,7 @@ def plot(
 
 
 def draw_runs(
-    named: list[Path] | None, folder: Path, kinds: Sequence[str], chosen: Selection, to: Path, width: float
+    named: list[Path] | None, folder: Path, kinds: Sequence[str], chosen: RunFilter, to: Path, width: float
 ) -> list[Path]:
     """Figures of finished runs; each set of runs that were evaluated alike has its own.
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from opdbench.leaderboards.check.verdict import Finding, finding_block
 from opdbench.leaderboards.numbers.compare import compare
-from opdbench.leaderboards.numbers.selection import Selection, comparable
+from opdbench.leaderboards.numbers.selection import RunFilter, comparable
 from opdbench.leaderboards.tables import rows as rows_of
 from opdbench.leaderboards.tables.boards import aggregate_block, blocks, machine_note, probe_blocks, score_block
 from opdbench.leaderboards.tables.document import Block
@@ -46,7 +46,7 @@ def print_runs(runs: Sequence[Run]) -> None:
 
 
 def print_comparison(
-    runs: Sequence[Run], against: str | None, format_: str, selection: Selection | None = None
+    runs: Sequence[Run], against: str | None, format_: str, selection: RunFilter | None = None
 ) -> None:
     """Runs side by side, each set of comparable runs by itself, and a published table below them, in any format.
 

@@ -16,7 +16,7 @@ from opdbench.core import Estimate
 from opdbench.errors import UserError
 from opdbench.leaderboards.numbers.compare import compare
 from opdbench.leaderboards.numbers.runs import group_runs, load_runs
-from opdbench.leaderboards.numbers.selection import Selection, comparable
+from opdbench.leaderboards.numbers.selection import RunFilter, comparable
 from opdbench.leaderboards.plots.curves import stage_curves
 from opdbench.leaderboards.plots.labels import Anchor, Box, place_labels
 from opdbench.leaderboards.plots.learning import forgetting_figures
@@ -78,17 +78,17 @@ def test_what_cannot_be_drawn_is_one_clear_line(folder, tmp_path, options, messa
 
 def test_a_filter_changes_what_is_shown_and_no_score(folder):
     runs = load_runs(sorted(folder.iterdir()))
-    (alike,) = comparable(runs, Selection(methods=("nft", "s*"), seeds=(0, 1)))
+    (alike,) = comparable(runs, RunFilter(methods=("nft", "s*"), seeds=(0, 1)))
     assert {run.record.method for run in alike.runs} == {"nft", "sft"}
     assert len(alike.all_runs) == len(runs)
     whole = {entry.label: entry.mean_gain for entry in compare(runs).entries}
     shown = {entry.label: entry.mean_gain for entry in compare(alike.runs, alike.all_runs).entries}
     assert shown == {label: whole[label] for label in ("nft", "sft")}
-    (alike,) = comparable(runs, Selection(tasks=("ocr",)))
+    (alike,) = comparable(runs, RunFilter(tasks=("ocr",)))
     assert {score.task for score in compare(alike.runs, alike.all_runs).scores} == {"ocr"}
     with pytest.raises(UserError, match="both a selected method and a selected seed"):
         comparable([run for run in runs if (run.record.method, run.record.seed) != ("sft", 1)],
-                   Selection(methods=("sft",), seeds=(1,)))  # fmt: skip
+                   RunFilter(methods=("sft",), seeds=(1,)))  # fmt: skip
 
 
 def test_runs_that_were_evaluated_differently_are_sets_named_by_what_differs(tmp_path):

@@ -15,7 +15,7 @@ from opdbench.files import write_text
 from opdbench.leaderboards.numbers.compare import compare
 from opdbench.leaderboards.numbers.figure import Figure
 from opdbench.leaderboards.numbers.runs import group_runs, load_runs
-from opdbench.leaderboards.tables.boards import LISTED, blocks, machine_note, score_block
+from opdbench.leaderboards.tables.boards import LISTED, aggregate_block, blocks, machine_note, score_block
 from opdbench.leaderboards.tables.document import figure_columns, rounded
 from opdbench.leaderboards.tables.formats import as_csv
 from opdbench.leaderboards.tables.tidy import tidy_rows
@@ -152,3 +152,13 @@ def test_runs_of_another_torch_are_named(tmp_path):
     assert note.startswith("these runs differ in torch")
     assert note.endswith("2.7 (2 runs), 2.9 (1 runs)")
     assert machine_note(runs[:2]) == []
+
+
+def test_mean_gains_that_cannot_be_told_apart_are_marked(runs, tmp_path):
+    comparison = compare(runs)
+    block = aggregate_block(comparison)
+    cells = {row[0].text: row[block.columns.index("mean gain")] for row in block.rows}
+    assert (cells["good"].strong, cells["good"].mark) == (True, "")
+    assert [(cells[name].strong, cells[name].mark) for name in ("even", "same")] == [(False, "")] * 2
+    alike = compare(load_runs(make_runs(tmp_path, ["a", "b"], 3)))
+    assert alike.level == (alike.entries[1].label,)
