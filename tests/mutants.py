@@ -88,7 +88,7 @@ FAULTS = (
     ),
     Fault(
         "prompt order hangs on the process",
-        "opdbench/runs/trainer.py",
+        "opdbench/runs/schedule.py",
         'Random(f"{key}/{epoch}")',
         'Random(hash(f"{key}/{epoch}"))',
     ),
