@@ -215,7 +215,7 @@ def _references(comparison: Comparison) -> list[tuple[str, list[str], Mapping[st
     owners: dict[tuple[str, str], list[str]] = {}
     scores: dict[tuple[str, str], dict[str, PolicyScore]] = {}
     for (policy, label), by_task in lines.items():
-        key = policy, repr([(task, score.figure) for task, score in by_task.items()])
+        key = policy, repr([(task, s.figure.value, s.figure.error) for task, s in by_task.items()])
         owners.setdefault(key, []).append(label)
         scores.setdefault(key, by_task)
     return [(key[0], labels, scores[key]) for key, labels in owners.items()]

@@ -102,7 +102,7 @@ def score_rows(comparison: Comparison) -> list[ScoreRow]:
         if role == "student":
             results.append((order.get(label, len(order)), ScoreRow(short(label), policy, role, scores)))
             continue
-        key = repr((policy, [(task, score.figure) for task, score in scores.items()]))
+        key = repr((policy, [(task, s.figure.value, s.figure.error) for task, s in scores.items()]))
         owners.setdefault(key, []).append(short(label))
         shared.setdefault(key, ScoreRow("", policy, role, scores))
     references = [

@@ -162,3 +162,9 @@ def test_mean_gains_that_cannot_be_told_apart_are_marked(runs, tmp_path):
     assert [(cells[name].strong, cells[name].mark) for name in ("even", "same")] == [(False, "")] * 2
     alike = compare(load_runs(make_runs(tmp_path, ["a", "b"], 3)))
     assert alike.level == (alike.entries[1].label,)
+
+
+def test_a_base_model_is_one_row_however_many_seeds_share_it(tmp_path):
+    runs = load_runs([*make_runs(tmp_path, ["a"], 3), *make_runs(tmp_path, ["b"], 1)])
+    rows = [(row[0].text, row[1].text) for row in score_block(compare(runs)).rows]
+    assert [row for row in rows if row[1] == "base"] == [("a, b", "base")]
