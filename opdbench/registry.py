@@ -110,10 +110,10 @@ def recipes() -> dict[str, Path]:
 def preset(name: str) -> Path:
     """The file of a shipped preset, or one of the user's own."""
     folder = Path(str(files("opdbench.baselines.presets")))
-    found = {path.stem: path for path in sorted(folder.glob("*.toml"))}
-    if name not in found and not Path(name).is_file():
-        raise unknown("preset", name, found)
-    return found.get(name, Path(name))
+    presets = {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    if name not in presets and not Path(name).is_file():
+        raise unknown("preset", name, presets)
+    return presets.get(name, Path(name))
 
 
 def suite(judges: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -157,10 +157,10 @@ def plugin_trouble(name: str) -> str:
 
 def recipe(method: str) -> Path:
     """The file of a shipped recipe."""
-    found = recipes()
-    if method not in found:
-        raise unknown("method", method, found)
-    return found[method]
+    known = recipes()
+    if method not in known:
+        raise unknown("method", method, known)
+    return known[method]
 
 
 def parse_methods(text: str) -> list[Path]:
@@ -178,17 +178,17 @@ def parse_tasks(text: str, groups: Sequence[str] = ("evaluators",)) -> tuple[str
         if task not in known:
             raise unknown("task", task, known)
     if len(set(tasks)) < len(tasks):
-        raise UserError(f"a task is named twice in {text!r}")
+        raise UserError(f"a task is named twice in {text!r}; name each task once")
     return tasks
 
 
 def parse_sources(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
-    """`judge=place` to places by judge, each one of `tasks`."""
-    places = {}
+    """`judge=source` to sources by judge, each one of `tasks`."""
+    sources = {}
     for text in texts:
-        task, separator, place = text.partition("=")
+        task, separator, source = text.partition("=")
         if not separator or task not in tasks:
             known = ", ".join(tasks) or "none is named"
-            raise UserError(f"bad --source {text!r}; expected judge=place with one of the tasks: {known}")
-        places[task] = place
-    return places
+            raise UserError(f"bad --source {text!r}; expected judge=source with one of the tasks: {known}")
+        sources[task] = source
+    return sources

@@ -1,4 +1,4 @@
-"""Jobs that need one another, done here or by worker processes.
+"""Jobs that depend on one another, done here or by worker processes.
 
 A worker is a spawned process that does one job after another and talks over a pipe. The standard library's pool
 would not do: when one of its processes dies it ends all of them, and it brings no progress back.

@@ -56,9 +56,9 @@ class Team:
         """The value of every process, in order of rank."""
         if self.size == 1:
             return [value]
-        found: list[T | None] = [None] * self.size
-        _together(lambda: dist.all_gather_object(found, value))
-        return [v for v in found if v is not None]
+        values: list[T | None] = [None] * self.size
+        _together(lambda: dist.all_gather_object(values, value))
+        return [v for v in values if v is not None]
 
     def wait(self) -> None:
         """Go on when every process is here."""

@@ -98,8 +98,8 @@ def _follow(plan: Plan, most: int | None) -> None:
         jobs = {job.key: job for job in going.values()}
         for key, kind, values in ray.get(board.take.remote()):
             getattr(jobs[key].console, kind)(*values)
-        for one in ready:
-            plan.end(going.pop(one), _outcome(one))
+        for reference in ready:
+            plan.end(going.pop(reference), _outcome(reference))
 
 
 def _outcome(reference: Any) -> str:

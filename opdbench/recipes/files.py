@@ -76,10 +76,10 @@ def _read(source: Path, others: Mapping[str, Path], inherited: Collection[str]) 
         raise UserError(f"recipe {str(source)!r}: expected [[stage]] tables")
     refuse_old_words([raw.get("defaults", {}), *own], f"recipe {str(source)!r}")
     _check_defaults(raw.get("defaults", {}), inherited)
-    raw, found = _extend(raw, {name: path for name, path in others.items() if path != source}, inherited)
+    raw, stages = _extend(raw, {name: path for name, path in others.items() if path != source}, inherited)
     names = [table.get("name") for table in own]
     for name, table in zip(names, own, strict=True):
-        before: Table = found.get(str(name)) or raw.get("defaults", {})
+        before: Table = stages.get(str(name)) or raw.get("defaults", {})
         if table.get("loss", before.get("loss")) != before.get("loss"):
             before = {key: value for key, value in before.items() if key != "options"}
         merged = copy.deepcopy(before) | table
@@ -87,8 +87,8 @@ def _read(source: Path, others: Mapping[str, Path], inherited: Collection[str]) 
             raise UserError(f"recipe {str(source)!r}: every stage needs a name and a loss")
         if names.count(name) > 1:
             raise UserError(f"recipe {str(source)!r} has two stages {name!r}; expected each name once")
-        found[name] = merged
-    return raw, found
+        stages[name] = merged
+    return raw, stages
 
 
 def _extend(raw: Table, others: Mapping[str, Path], inherited: Collection[str]) -> tuple[Table, dict[str, Table]]:
@@ -131,12 +131,12 @@ def _override(raw: Table, tables: list[Table], text: str) -> None:
     if keys[0] not in names:
         raise unknown("stage", keys[0], names)
     try:
-        found = parse_toml(f"value = {value.strip()}")["value"]
+        parsed = parse_toml(f"value = {value.strip()}")["value"]
     except ValueError:
-        found = value.strip()
+        parsed = value.strip()
     for table in (names[keys[0]], *names[keys[0]].get(EACH, {}).values()):
         for key in keys[1:-1]:
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
                 raise UserError(f"bad override {text!r}: {key!r} is not a table")
-        table[keys[-1]] = found
+        table[keys[-1]] = parsed

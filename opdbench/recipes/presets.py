@@ -35,32 +35,32 @@ def lay_over(
         if not isinstance(preset.get(key, {}), dict):
             raise UserError(f"preset {where.name!r}: {key} is {preset[key]!r}; expected a table")
     drop, named = preset.get("drop", []), preset.get("stage", {})
-    found = []
+    tables = []
     for name, table in stages.items():
         if name in drop:
             continue
-        one = _changed(table, preset, named.get(name, {}), drop)
+        changed = _changed(table, preset, named.get(name, {}), drop)
         before, brace, after = name.partition("{task}")
         for other, change in named.items() if brace else ():
             if other != name and other.startswith(before) and other.endswith(after):
                 task = other[len(before) : len(other) - len(after)]
-                one.setdefault(EACH, {})[task] = _changed(table, preset, change, drop)
-        found.append(one)
+                changed.setdefault(EACH, {})[task] = _changed(table, preset, change, drop)
+        tables.append(changed)
     sampler = raw.get("base_sampler", {}) | preset.get("base_sampler", {})
-    return {**raw, **{k: preset[k] for k in ("resolution", "judges") if k in preset}, "base_sampler": sampler}, found
+    return {**raw, **{k: preset[k] for k in ("resolution", "judges") if k in preset}, "base_sampler": sampler}, tables
 
 
 def _changed(table: Table, preset: Mapping[str, Any], own: Mapping[str, Any], drop: list[str]) -> Table:
     """A stage's table with the preset's defaults, its loss's and its own changes."""
-    found = copy.deepcopy(table)
-    if own.get("loss", found["loss"]) != found["loss"]:
-        found.pop("options", None)
-    found["loss"] = own.get("loss", found["loss"])
-    if found.get("init") in drop:
-        del found["init"]
-    for change in (preset.get("defaults", {}), preset.get("loss", {}).get(found["loss"], {}), own):
+    changed = copy.deepcopy(table)
+    if own.get("loss", changed["loss"]) != changed["loss"]:
+        changed.pop("options", None)
+    changed["loss"] = own.get("loss", changed["loss"])
+    if changed.get("init") in drop:
+        del changed["init"]
+    for change in (preset.get("defaults", {}), preset.get("loss", {}).get(changed["loss"], {}), own):
         for key, value in change.items():
-            if key == "rewards" and key not in found:  # only a stage that weighs rewards has further weights
+            if key == "rewards" and key not in changed:  # only a stage that weighs rewards has further weights
                 continue
-            found[key] = found.get(key, {}) | value if key in TABLES else copy.deepcopy(value)
-    return found
+            changed[key] = changed.get(key, {}) | value if key in TABLES else copy.deepcopy(value)
+    return changed

@@ -152,8 +152,8 @@ class VarianceRecord:
         file = path / FILE if path.is_dir() else path
         raw = read_json(file)
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-            raise UserError(f"study {str(file)!r} has schema {found!r}; expected {SCHEMA}")
+            schema = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+            raise UserError(f"study {str(file)!r} has schema {schema!r}; expected {SCHEMA}")
         try:
             scenes = tuple(Scene(**_nested(scene, ("step_kl", "times"))) for scene in raw.pop("scenes"))
             rows = tuple(Row(**_nested(row, ("cosines",))) for row in raw.pop("rows"))

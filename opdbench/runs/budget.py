@@ -109,12 +109,12 @@ def _count(stage: Stage, recipe: Recipe, loss: Loss, update: int) -> Meter:
 def plan(source: Path, tasks: Sequence[str], overrides: Sequence[str] = (), preset: Path | None = None) -> Recipe:
     """A recipe from its file under a preset, at the cost of the recipe that its `budget` names."""
     known = recipes()
-    found = load_recipe(source, tasks, overrides, known, preset)
-    if not found.budget:
-        return found
-    if found.budget not in known:
-        raise unknown(f"budget of recipe {found.name!r}", found.budget, known)
-    return level(found, load_recipe(known[found.budget], tasks, (), known, preset))
+    recipe = load_recipe(source, tasks, overrides, known, preset)
+    if not recipe.budget:
+        return recipe
+    if recipe.budget not in known:
+        raise unknown(f"budget of recipe {recipe.name!r}", recipe.budget, known)
+    return level(recipe, load_recipe(known[recipe.budget], tasks, (), known, preset))
 
 
 def total(stages: Sequence[Stage], recipe: Recipe) -> int:

@@ -91,12 +91,12 @@ def _place(tensor: Tensor) -> int:
 
 def describe(source: str, recipe: Recipe, stage: Stage, whole: int) -> Iterator[str]:
     """Lines on an update of `stage`, a recipe's last, and on the recipe of `whole` forwards."""
-    found = sizes(source, Lora(stage.rank, stage.alpha, stage.targets or adapters.ATTENTION), recipe.resolution)
+    net = sizes(source, Lora(stage.rank, stage.alpha, stage.targets or adapters.ATTENTION), recipe.resolution)
     passes, teachers = 1 if stage.sampler.guidance == 1 else 2, len({name for _, name in stage.teachers} - {"base"})
-    yield f"computed from the model's configuration, not measured: {found.parameters / 1e9:.2f} G parameters,"
-    yield f"  {found.trained / 1e6:.1f} M trained, {found.flops / 1e12:.2f} TFLOP a forward; bf16 weights, and those of"
-    yield f"  the adapted layers, {found.adapted / 1e9:.2f} G, {teachers} times more for the teachers"
-    memory = (f"{n}: {found.update_bytes(n, passes, teachers) / GIB:.1f}" for n in BATCHES)
+    yield f"computed from the model's configuration, not measured: {net.parameters / 1e9:.2f} G parameters,"
+    yield f"  {net.trained / 1e6:.1f} M trained, {net.flops / 1e12:.2f} TFLOP per forward; bf16 weights, and those of"
+    yield f"  the adapted layers, {net.adapted / 1e9:.2f} G, {teachers} times more for the teachers"
+    memory = (f"{n}: {net.update_bytes(n, passes, teachers) / GIB:.1f}" for n in BATCHES)
     yield f"  GiB of an update of {stage.name} by pictures at once: {', '.join(memory)}"
-    hours = whole * found.flops / (PEAK * SHARE) / 3600
+    hours = whole * net.flops / (PEAK * SHARE) / 3600
     yield f"  {hours:,.1f} GPU hours for all forwards at {SHARE:.0%} of {PEAK / 1e12:.0f} TFLOP/s (an H100's bf16)"

@@ -91,20 +91,20 @@ def _stage_names(folder: Path) -> dict[str, str]:
     stages = {path.parent.name: read_sealed(path) for path in folder.glob("stages/*/stage.json")}
     renamed = {digest(sampler): digest(sampler) for sampler in BASE_SAMPLERS}
     known: dict[str, list[str]] = {BASE: list(renamed)}
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for _ in stages:
         for old, raw in stages.items():
-            if old in found or "method" not in raw["stage"]:
+            if old in names or "method" not in raw["stage"]:
                 continue
             stage = read_stage(raw["stage"])
             wanted = [name for _, name in stage.teachers] + list(stage.starts)
             for needs in itertools.product(*(known.get(name, []) for name in wanted)):
                 if digest([FORMAT, _old_words(stage), raw["seed"], raw["model"], list(needs)]) == old:
                     new = digest([FORMAT, stage, raw["seed"], raw["model"], [renamed[need] for need in needs]])
-                    found[old] = renamed[old] = new
+                    names[old] = renamed[old] = new
                     known.setdefault(stage.name, []).append(old)
                     break
-    return found
+    return names
 
 
 def _old_words(stage: Stage) -> dict[str, Any]:
