@@ -177,20 +177,24 @@ def spied(actors, loss, batch):
     return actors.student.seen
 
 
-def test_dance_opd_asks_once_at_a_state_of_the_student_with_little_noise(world):
-    """The state is the student's own, the weight is 1, and the walk ends where the question is asked."""
-    actors = setting(world, ODE)
-    (query,) = spied(actors, DanceOPD(), world.batch("d"))
-    batch = world.batch("d")
-    student = list(walk(world.Flow(((0.0, 0.0), (0.0, 0.0))).at(batch.condition), batch.noise, actors.steps))
-    (own,) = [step for step in student if step.transition.t == query.t]
-    assert 0 < query.t <= 0.5
-    torch.testing.assert_close(query.x, own.x)
-    assert actors.meter.forwards == {"rollout": 64 * own.transition.index, "teacher": 64, "student": 64 * 3}
-    gradient, _ = world.gradient(DanceOPD(), setting(world, ODE), world.batch("d"))
-    torch.testing.assert_close(gradient, 2 * world.gain(query.t) ** 2 * -GOAL / 4)
-    with pytest.raises(UserError, match=r"noisiest is 0\.1"):
-        next(DanceOPD(noisiest=0.1).losses(world.batch("d"), setting(world, ODE)))
+@pytest.mark.parametrize(("late", "times"), [(1, {0.5}), (3, {0.9, 0.75, 0.5})])
+def test_dance_opd_asks_once_at_a_state_of_the_student_with_little_noise(world, late, times):
+    """The state is the student's own, the weight is 1, and the cost does not depend on which state is drawn."""
+    loss, asked = DanceOPD(late), set()
+    for seed in range(20):
+        actors = setting(world, ODE)
+        (query,) = spied(actors, loss, world.batch(seed))
+        batch = world.batch(seed)
+        student = list(walk(world.Flow(((0.0, 0.0), (0.0, 0.0))).at(batch.condition), batch.noise, actors.steps))
+        (own,) = [step for step in student if step.transition.t == query.t]
+        torch.testing.assert_close(query.x, own.x)
+        assert actors.meter.forwards == {"rollout": 64 * 3, "teacher": 64, "student": 64 * 3}
+        asked.add(query.t)
+        gradient, _ = world.gradient(loss, setting(world, ODE), world.batch(seed))
+        torch.testing.assert_close(gradient, 2 * world.gain(query.t) ** 2 * -GOAL / 4)
+    assert asked == times
+    with pytest.raises(UserError, match="late is 4; expected 1 to 3"):
+        next(DanceOPD(4).losses(world.batch("d"), setting(world, ODE)))
 
 
 def test_merge_trains_nothing(world):
