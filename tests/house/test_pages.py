@@ -117,12 +117,14 @@ def opdbench_calls(page: Path) -> list[list[str]]:
 def test_every_command_is_accepted(page):
     for call in opdbench_calls(page):
         assert call[0] in COMMANDS, f"opdbench {shlex.join(call)}: no such command"
-        context = COMMANDS[call[0]].make_context(call[0], call[1:])  # raises where an option or a value is unknown
-        values = context.params
+        command, words = COMMANDS[call[0]], call[1:]
+        if hasattr(command, "commands"):  # `opdbench runs verify`
+            command, words = command.commands[words[0]], words[1:]
+        values = command.make_context(call[0], words).params  # raises where an option or a value is unknown
         if call[0] == "run" and not values["config"]:
             tasks = parse_tasks(values["tasks"] or "ocr,geneval", ("evaluators", "judges"))
             over = preset(values["preset"]) if values["preset"] else None
-            for source in parse_methods(values["method"]):
+            for source in parse_methods(values["method"] or "opd"):
                 load_recipe(source, tasks, values["set_"] or (), recipes(), over)
 
 
