@@ -36,3 +36,49 @@ def verify(
     if damaged:
         print("run their commands again: what does not fit is renamed and made again")
         raise typer.Exit(1)
+
+
+@runs.command("rm")
+def remove(
+    named: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders to remove")],
+    yes: Annotated[bool, typer.Option("--yes", help="remove without asking")] = False,
+) -> None:
+    """Remove the records, rows and pictures of finished runs; stages stay, as other runs may use them."""
+    import shutil
+
+    from opdbench.records.run import RunRecord
+
+    for folder in named:
+        if not folder.is_dir():
+            raise UserError(f"run {str(folder)!r} is not a folder; expected a run's folder")
+        RunRecord.load(folder)
+    if not yes and not typer.confirm(f"remove {len(named)} runs: {', '.join(folder.name for folder in named)}?"):
+        raise typer.Exit(1)
+    for folder in named:
+        shutil.rmtree(folder)
+        print(f"removed {folder}")
+
+
+@runs.command("gc")
+def collect(
+    folder: Annotated[Path, typer.Argument(help="folder of the runs")] = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", help="remove them; without it they are only listed")] = False,
+) -> None:
+    """List or remove finished stages that no finished run in the folder uses; stages still in training stay."""
+    import shutil
+
+    from opdbench.commands.options import find_runs
+    from opdbench.records.run import RunRecord
+
+    if not folder.is_dir():
+        raise UserError(f"no folder {str(folder)!r}; expected the --out of finished runs")
+    used = {stage.digest for run in find_runs(None, folder) for stage in RunRecord.load(run).stages}
+    stages = sorted(path.parent for path in folder.glob("stages/*/stage.json") if path.parent.name not in used)
+    size = 0
+    for stage in stages:
+        size += sum(path.stat().st_size for path in stage.rglob("*") if path.is_file())
+        print(f"{'removed' if yes else 'unused'} {stage}")
+        if yes:
+            shutil.rmtree(stage)
+    hint = "" if yes or not stages else "; runs that are not finished may need them; --yes removes them"
+    print(f"{len(stages)} stages, {size / 2**20:.1f} MiB{hint}")

@@ -158,3 +158,31 @@ def _rendered(bars, width):
     out = io.StringIO()
     Rich(file=out, width=width, force_terminal=False).print(bars._bars.get_renderable())
     return out.getvalue()
+
+
+def test_list_describes_and_filters():
+    everything = json.loads(opdbench("list", "--format", "json").stdout)
+    assert set(everything) == {"methods", "losses", "tasks", "judges"}
+    assert all(about["description"] for entries in everything.values() for about in entries.values())
+    assert "beta=1.0" in everything["losses"]["nft"]["options"]
+    some = opdbench("list", "methods", "--match", "multi-*").stdout.splitlines()
+    assert some[0] == "methods"
+    assert {line.split()[0].partition("-")[0] for line in some[1:]} == {"multi"}
+
+
+def test_runs_are_removed_and_only_unused_stages_collected(tmp_path):
+    kept, gone = (make_run(tmp_path, method) for method in ("opd", "sft"))
+    used = load_runs([kept])[0].record.stages[0].digest
+    for name in (used, "unused"):
+        (tmp_path / "stages" / name).mkdir(parents=True)
+        (tmp_path / "stages" / name / "stage.json").write_text("{}")
+    (tmp_path / "stages" / "training").mkdir()  # without stage.json: not finished
+    listed = opdbench("runs", "gc", tmp_path)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["unused", "1"]
+    assert (tmp_path / "stages" / "unused").exists()
+    assert opdbench("runs", "gc", tmp_path, "--yes").returncode == 0
+    assert sorted(path.name for path in (tmp_path / "stages").iterdir()) == sorted([used, "training"])
+    assert opdbench("runs", "rm", gone, tmp_path / "absent", "--yes").returncode == 2
+    assert gone.exists()
+    assert opdbench("runs", "rm", gone, "--yes").returncode == 0
+    assert (kept.exists(), gone.exists()) == (True, False)
