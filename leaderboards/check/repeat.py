@@ -88,14 +88,14 @@ def figures(run: Run) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ShortFigures:
     """Figures of the tiny command, and the relative tolerance of each kind of figure."""
 
     figures: Mapping[str, float]
     tolerance: Mapping[str, float]
 
 
-def measure(folder: Path) -> Measured:
+def measure(folder: Path) -> ShortFigures:
     """Figures of the tiny command, and their tolerances from the same command on other kernels.
 
     Args:
@@ -104,7 +104,7 @@ def measure(folder: Path) -> Measured:
     first, *others = (
         figures(short_run(folder / str(k), {"OMP_NUM_THREADS": "1", **kernels})) for k, kernels in enumerate(KERNELS)
     )
-    return Measured(first, tolerances(first, others))
+    return ShortFigures(first, tolerances(first, others))
 
 
 def tolerances(first: Mapping[str, float], others: Iterable[Mapping[str, float]]) -> dict[str, float]:
