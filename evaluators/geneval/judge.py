@@ -28,16 +28,20 @@ Prompts = Callable[[Split], Sequence[Prompt]]
 
 
 class Detector(Protocol):
-    """Finds named, perhaps coloured boxes; `objects` and `colors` are all that it can tell, `key` names its weights.
+    """Finds named, perhaps coloured boxes; `objects` and `colors` are all that it can tell.
 
     Pictures with a side below `smallest` pixels are not shown to it.
     """
 
     name: str
-    key: str
     smallest: int
     objects: tuple[str, ...]
     colors: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Names the weights."""
+        ...
 
     def __call__(self, image: Image, spec: GenEvalSpec) -> list[Detection]:
         """Boxes of an RGB picture; those whose colour `spec` asks have one."""

@@ -165,7 +165,7 @@ def _panels(count: int, width: float) -> Panels:
 
 def _legend(drawing: Drawing, panels: Sequence[Axes], width: float) -> None:
     """Names below the panels, each once; none for a single line."""
-    handles = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    handles = {str(line.get_label()): line for axes in panels for line in axes.get_lines()}
     if len(handles) < 2:
         return
     longest = max(len(str(label)) for label in handles)
@@ -173,7 +173,7 @@ def _legend(drawing: Drawing, panels: Sequence[Axes], width: float) -> None:
     rows = math.ceil(len(handles) / across)
     drawing.set_figheight(drawing.get_figheight() + 0.135 * rows)
     drawing.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=across, fontsize=SMALL, frameon=False,
+        list(handles.values()), list(handles), loc="outside lower center", ncols=across, fontsize=SMALL, frameon=False,
         handlelength=1.6, columnspacing=1.2, labelspacing=0.3, borderaxespad=0.1,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opdbench.files import write_bytes
 from opdbench.leaderboards.numbers.runs import Group
@@ -29,7 +29,7 @@ COLOURS = (
 )  # fmt: skip
 """Colours of methods; the first ones are distinct under the common colour blindnesses (after Okabe and Ito 2008)."""
 GREY = "#8a8a84"
-STYLE = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
     "font.size": 8,
