@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-    from opdbench.leaderboards.tables.curves import Curve
+    from opdbench.leaderboards.tables.curves import EstimatorCurve
 
 SHOWN = ("analytic", "ppo-mean", "ppo", "reinforce", "baseline", "loo", "hybrid", "to-go", "trajectory", "pathwise")
 """Estimators with a line; more could not be told apart."""
@@ -142,9 +142,9 @@ def _cosines(rows: Sequence[Row], level: float, width: float) -> Drawing:
     return drawing
 
 
-def write_curves(curves: Sequence[Curve], folder: Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
+def write_curves(curves: Sequence[EstimatorCurve], folder: Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
     """`learning.svg` and `.png`: KL against forwards, mean over an estimator's seeds and the range between them."""
-    groups: dict[tuple[str, str], list[Curve]] = {}
+    groups: dict[tuple[str, str], list[EstimatorCurve]] = {}
     for curve in curves:
         groups.setdefault((curve.estimator, curve.group), []).append(curve)
     with paper_style():

@@ -22,7 +22,7 @@ MARKS = (0.25, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
-class Curve:
+class EstimatorCurve:
     """One run's learning.
 
     Attributes:
@@ -47,7 +47,7 @@ class Curve:
         return sum(tenth) / len(tenth)
 
 
-def read_curves(runs: Sequence[Run]) -> list[Curve]:
+def read_curves(runs: Sequence[Run]) -> list[EstimatorCurve]:
     """The curves of the runs that were trained by an estimator; other runs have none."""
     curves = []
     for run in runs:
@@ -57,7 +57,7 @@ def read_curves(runs: Sequence[Run]) -> list[Curve]:
         lines = _log(run)
         scores = {c.task: c.estimate.value for c in run.result.cells if c.trained and c.estimate.value is not None}
         curves.append(
-            Curve(
+            EstimatorCurve(
                 str(stages[-1]["options"].get("estimator", "analytic")),
                 run.record.group,
                 run.record.seed,
@@ -79,9 +79,9 @@ def _log(run: Run) -> list[dict[str, float]]:
         raise UserError(f"cannot read the log {str(log)!r}: {error}; rerun the command of its record") from error
 
 
-def curve_block(curves: Sequence[Curve], record: VarianceRecord) -> Block:
+def curve_block(curves: Sequence[EstimatorCurve], record: VarianceRecord) -> Block:
     """One row per estimator: variance in the study, then KL along the budget and final scores over seeds."""
-    groups: dict[tuple[str, str], list[Curve]] = {}
+    groups: dict[tuple[str, str], list[EstimatorCurve]] = {}
     for curve in curves:
         groups.setdefault((curve.estimator, curve.group), []).append(curve)
     tasks = sorted({task for curve in curves for task in curve.scores})

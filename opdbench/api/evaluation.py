@@ -11,7 +11,7 @@ from typing import Any
 from PIL.Image import Image
 
 from opdbench import registry
-from opdbench.api.result import Picture, Result, picture_name
+from opdbench.api.result import NamedPicture, Result, picture_name
 from opdbench.api.subjects import Subject, checked, drawer, evaluating, seed_of
 from opdbench.core import ANY_SIDE, Evaluator, Prompt, Sample, compares, metric_key
 from opdbench.environment import environment
@@ -28,7 +28,7 @@ PromptLike = str | Mapping[str, Any] | Prompt
 
 
 @dataclass(frozen=True)
-class Shot:
+class PictureRequest:
     """A picture to draw: its prompt and its index among that prompt's pictures."""
 
     prompt: Prompt
@@ -74,10 +74,10 @@ def evaluate(
     for judge in judges:
         for prompt in chosen[judge.name]:
             judge.check(prompt)
-        shots = [Shot(prompt, k) for prompt in chosen[judge.name] for k in range(prompt.images)]
+        shots = [PictureRequest(prompt, k) for prompt in chosen[judge.name] for k in range(prompt.images)]
         keep = {(shot.prompt.id, shot.index) for shot in choose(shots, KEPT)}
         samples: list[Sample] = []
-        pictures: list[Picture] = []
+        pictures: list[NamedPicture] = []
         for batch in cut(shots, batch_size, (lambda shot: shot.prompt.id) if compares(judge) else None):
             with evaluating(subject):
                 seeds = [seed_of(shot.prompt.id, shot.index, seed) for shot in batch]
@@ -86,7 +86,7 @@ def evaluate(
             if folder:
                 _write(folder, judge.name, batch, images)
             pictures += [
-                Picture(judge.name, shot.prompt.id, shot.index, image)
+                NamedPicture(judge.name, shot.prompt.id, shot.index, image)
                 for shot, image in zip(batch, images, strict=True)
                 if (shot.prompt.id, shot.index) in keep
             ]
@@ -136,13 +136,13 @@ def _judges(tasks: Sequence[Task], sources: Mapping[str, str]) -> list[Evaluator
     return [registry.evaluator(task, sources.get(task)) if isinstance(task, str) else task for task in tasks]
 
 
-def _score(judge: Evaluator, shots: Sequence[Shot], images: Sequence[Image]) -> list[Sample]:
+def _score(judge: Evaluator, shots: Sequence[PictureRequest], images: Sequence[Image]) -> list[Sample]:
     scores = judge.score(images, [shot.prompt for shot in shots])
     return [make_row(judge, shot.prompt, shot.index, score) for shot, score in zip(shots, scores, strict=True)]
 
 
 def _extended(
-    result: Result, judge: Evaluator, prompts: Sequence[Prompt], samples: list[Sample], pictures: list[Picture]
+    result: Result, judge: Evaluator, prompts: Sequence[Prompt], samples: list[Sample], pictures: list[NamedPicture]
 ) -> Result:
     """`result` with another task."""
     key = f"{metric_key(judge, ANY_SIDE)} {prompt_hash(prompts)}"
@@ -155,14 +155,14 @@ def _extended(
     )
 
 
-def _write(folder: Path, task: str, shots: Sequence[Shot], images: Sequence[Image]) -> None:
+def _write(folder: Path, task: str, shots: Sequence[PictureRequest], images: Sequence[Image]) -> None:
     for shot, image in zip(shots, images, strict=True):
         path = folder / "pictures" / picture_name(task, shot.prompt.id, shot.index)
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
 
 
-def _shots(judge: Evaluator, prompts: Sequence[PromptLike]) -> list[Shot]:
+def _shots(judge: Evaluator, prompts: Sequence[PromptLike]) -> list[PictureRequest]:
     """A prompt object and an index for each picture; equal prompts share the object."""
     known = _known(judge) if any(isinstance(prompt, str) for prompt in prompts) else {}
     objects: dict[str, Prompt] = {}
@@ -172,7 +172,7 @@ def _shots(judge: Evaluator, prompts: Sequence[PromptLike]) -> list[Shot]:
     for key, prompt in zip(keys, prompts, strict=True):
         if key not in objects:
             objects[key] = replace(_prompt(judge, prompt, len(objects), known), images=counts[key])
-        shots.append(Shot(objects[key], seen[key]))
+        shots.append(PictureRequest(objects[key], seen[key]))
         seen[key] += 1
     return shots
 

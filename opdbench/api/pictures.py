@@ -10,7 +10,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from PIL.Image import Image
 
-from opdbench.api.evaluation import Shot
+from opdbench.api.evaluation import PictureRequest
 from opdbench.api.subjects import drawer, evaluating, seed_of
 from opdbench.core import Evaluator, Prompt
 from opdbench.errors import UserError
@@ -49,7 +49,7 @@ def generate(
         The file of rows.
     """
     chosen = choose_prompts(judge, prompts_of(judge, prompts), limit)
-    shots = [Shot(prompt, k) for prompt in chosen for k in range(prompt.images)]
+    shots = [PictureRequest(prompt, k) for prompt in chosen for k in range(prompt.images)]
     missing = [shot for shot in shots if not _path(folder, judge, shot).exists()]
     draw = drawer(pipeline, settings)
     (folder / judge.name).mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _save(image: Image, path: Path) -> None:
     partial.replace(path)
 
 
-def _path(folder: Path, judge: Evaluator, shot: Shot) -> Path:
+def _path(folder: Path, judge: Evaluator, shot: PictureRequest) -> Path:
     return folder / judge.name / f"{shot.prompt.id.replace('/', '-')}-{shot.index}.png"
 
 

@@ -128,11 +128,11 @@ def _text_length(pipeline: DiffusionPipeline, known: Mapping[str, inspect.Parame
     """`max_sequence_length` where a tokenizer takes less than the pipeline's default."""
     default = known["max_sequence_length"].default if "max_sequence_length" in known else None
     tokenizers = [
-        part
-        for name, part in pipeline.components.items()
-        if name.startswith("tokenizer") and part is not None and "CLIP" not in type(part).__name__
+        component
+        for name, component in pipeline.components.items()
+        if name.startswith("tokenizer") and component is not None and "CLIP" not in type(component).__name__
     ]
-    lengths = [part.model_max_length for part in tokenizers if hasattr(part, "model_max_length")]
+    lengths = [component.model_max_length for component in tokenizers if hasattr(component, "model_max_length")]
     if not isinstance(default, int) or not lengths or min(lengths) >= default:
         return {}
     return {"max_sequence_length": min(lengths)}

@@ -19,7 +19,7 @@ Level = Literal["pictures", "tasks"]
 
 
 @dataclass(frozen=True)
-class Picture:
+class NamedPicture:
     """A drawn picture: its prompt's id, its index among that prompt's pictures, and the task that scored it."""
 
     task: str
@@ -45,7 +45,7 @@ class Result:
     estimates: Sequence[Mapping[str, Any]]
     samples: Sequence[Sample]
     texts: Mapping[str, str]
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[NamedPicture] = ()
     seed: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
 

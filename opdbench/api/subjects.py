@@ -89,8 +89,12 @@ def evaluating(subject: Subject) -> Iterator[None]:
     """No gradient, modules in evaluation mode, no progress bar; modes, bar and random streams are restored after."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     pipeline = subject if isinstance(subject, DiffusionPipeline) else None
-    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)] if pipeline else []
-    training = [module for part in parts for module in part.modules() if module.training]
+    parts = (
+        [component for component in pipeline.components.values() if isinstance(component, torch.nn.Module)]
+        if pipeline
+        else []
+    )
+    training = [module for component in parts for module in component.modules() if module.training]
     bar = getattr(pipeline, "_progress_bar_config", None)
     if pipeline:
         pipeline.set_progress_bar_config(**{**(bar or {}), "disable": True})

@@ -29,7 +29,7 @@ OFF = ("offline", "disabled", "dryrun")
 
 
 @dataclass(frozen=True)
-class Curve:
+class TrackedCurve:
     """What a tracker is made for.
 
     Attributes:
@@ -49,7 +49,7 @@ class TrackedConsole:
     So a stage is one curve over its own updates, and neither trainer nor runner knows of trackers.
     """
 
-    def __init__(self, console: Console, make: Callable[[Curve], GeneralTracker]) -> None:
+    def __init__(self, console: Console, make: Callable[[TrackedCurve], GeneralTracker]) -> None:
         """`make` returns a started tracker."""
         self._console, self._make = console, make
         self._open: dict[str, GeneralTracker] = {}
@@ -64,7 +64,7 @@ class TrackedConsole:
         if not figures:
             return
         if name not in self._open:
-            self._open[name] = self._make(Curve(name, done, not self._open))
+            self._open[name] = self._make(TrackedCurve(name, done, not self._open))
         numbers = {key: value for key, value in figures.items() if isinstance(value, (int, float))}
         self._open[name].log(numbers, step=done)
         if done == total:
@@ -89,7 +89,7 @@ def tracked(console: Console, kind: Kind | None, run: Path) -> Console:
     if kind == "wandb":
         _check_key()
 
-    def make(curve: Curve) -> GeneralTracker:
+    def make(curve: TrackedCurve) -> GeneralTracker:
         from accelerate import PartialState
 
         PartialState()  # accelerate's trackers ask it which process they are in
@@ -111,7 +111,7 @@ def _check_key() -> None:
     )
 
 
-def _tensorboard(name: str, folder: Path, curve: Curve) -> GeneralTracker:
+def _tensorboard(name: str, folder: Path, curve: TrackedCurve) -> GeneralTracker:
     from accelerate.tracking import TensorBoardTracker
 
     tracker = TensorBoardTracker(name, folder, purge_step=curve.first)
@@ -119,7 +119,7 @@ def _tensorboard(name: str, folder: Path, curve: Curve) -> GeneralTracker:
     return tracker
 
 
-def _wandb(name: str, group: str, folder: Path, curve: Curve) -> GeneralTracker:
+def _wandb(name: str, group: str, folder: Path, curve: TrackedCurve) -> GeneralTracker:
     import wandb
     from accelerate.tracking import WandBTracker
 

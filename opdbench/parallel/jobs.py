@@ -160,7 +160,7 @@ class _Worker:
 
 
 @dataclass(frozen=True)
-class _Remote:
+class _PipedConsole:
     """A worker's console."""
 
     line: Connection
@@ -179,7 +179,7 @@ def _serve(line: Connection) -> None:
     quiet_libraries()
     while True:
         work = line.recv()
-        line.send(("ended", attempt(work, _Remote(line))))
+        line.send(("ended", attempt(work, _PipedConsole(line))))
 
 
 def _end_with_parent() -> None:

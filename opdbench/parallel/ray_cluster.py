@@ -128,7 +128,7 @@ class _Board:
 
 
 @dataclass(frozen=True)
-class _Remote:
+class _BoardConsole:
     """A worker's console."""
 
     board: Any
@@ -153,4 +153,4 @@ def _do(held: Sequence[Any], key: str, board: Any, folder: str, settings: Mappin
         os.chdir(folder)
     except OSError as error:
         return f"its machine has no folder {folder!r} ({error.strerror}); the machines of a cluster share their files"
-    return attempt(ray.get(held[0]), _Remote(board, key))
+    return attempt(ray.get(held[0]), _BoardConsole(board, key))

@@ -90,7 +90,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Scene:
+class StudyScene:
     """What else was seen at a setting.
 
     Attributes:
@@ -130,7 +130,7 @@ class VarianceRecord:
     seed: int
     model: Mapping[str, str]
     stages: Mapping[str, str]
-    scenes: tuple[Scene, ...]
+    scenes: tuple[StudyScene, ...]
     rows: tuple[Row, ...]
     environment: Mapping[str, str]
     command: str
@@ -155,7 +155,7 @@ class VarianceRecord:
             schema = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
             raise UserError(f"study {str(file)!r} has schema {schema!r}; expected {SCHEMA}")
         try:
-            scenes = tuple(Scene(**_nested(scene, ("step_kl", "times"))) for scene in raw.pop("scenes"))
+            scenes = tuple(StudyScene(**_nested(scene, ("step_kl", "times"))) for scene in raw.pop("scenes"))
             rows = tuple(Row(**_nested(row, ("cosines",))) for row in raw.pop("rows"))
             return VarianceRecord(scenes=scenes, rows=rows, **raw)
         except (KeyError, TypeError) as error:

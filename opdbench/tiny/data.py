@@ -35,7 +35,7 @@ class Captions:
         self._held = frozenset(words("test"))
         self._general = preference_prompts("train")
         self._test_texts = frozenset(p.text for f in (geneval_prompts, preference_prompts) for p in f("test"))
-        self._tag_texts = frozenset(p.text for found in self._tags.values() for p in found)
+        self._tag_texts = frozenset(p.text for prompts in self._tags.values() for p in prompts)
 
     def draw(self, rng: Random) -> tuple[str, Mapping[str, Any]]:
         """A caption and what it asks for."""
@@ -80,11 +80,11 @@ def _swap_words(text: str, rng: Random, mixing: float) -> str:
     for chance, pairs in _SWAPS.items():
         for a, b in [*pairs, *((PLURALS[a], PLURALS[b]) for a, b in pairs if a in PLURALS)]:
             partner |= {a: (b, chance), b: (a, chance)}
-    found = []
+    swapped = []
     for word in text.split(" "):
         other, chance = partner.get(word, (word, 0.0))
-        found.append(other if rng.random() < mixing * chance else word)
-    return " ".join(found)
+        swapped.append(other if rng.random() < mixing * chance else word)
+    return " ".join(swapped)
 
 
 def spoil(picture: Image.Image, rng: Random) -> Image.Image:

@@ -37,7 +37,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from opdbench.files import write_json
 from opdbench.tiny.build import CONTEXT, build_clip_tokenizer
-from opdbench.tiny.preference_data import Picture, draw_batch, draw_picture, near_miss
+from opdbench.tiny.preference_data import StyledScene, draw_batch, draw_picture, near_miss
 from opdbench.tiny.prompts import preference_prompts
 from opdbench.tiny.render import render
 from opdbench.tiny.scenes import SIZE
@@ -49,7 +49,7 @@ HIGHEST_SCALE = 100.0
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PreferenceRecipe:
     """Everything that the weights depend on, besides the autoencoder.
 
     Attributes:
@@ -70,7 +70,7 @@ class Recipe:
     plain: float = 0.5
 
 
-def to_pixels(pictures: Sequence[Picture]) -> Tensor:
+def to_pixels(pictures: Sequence[StyledScene]) -> Tensor:
     """Render pictures, `(B, 3, 64, 64)` in [-1, 1]."""
     pixels = np.stack([np.asarray(render(p.scene)) for p in pictures])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
@@ -160,7 +160,7 @@ def all_scores(model: CLIPModel, x: Tensor, inputs: dict[str, Tensor]) -> Tensor
     return model.logit_scale.exp() * normalize(image, dim=-1) @ normalize(text, dim=-1).T
 
 
-def make_optimizers(model: CLIPModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: CLIPModel, recipe: PreferenceRecipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for everything else."""
     named = dict(model.named_parameters())
     blocks = [p for k, p in named.items() if "encoder.layers" in k and p.ndim == 2]
@@ -169,13 +169,13 @@ def make_optimizers(model: CLIPModel, recipe: Recipe) -> list[torch.optim.Optimi
     return [muon, torch.optim.AdamW(rest, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
+def learning_rate(recipe: PreferenceRecipe, step: int) -> float:
     """Warm-up over 50 steps, constant, linear to zero over the last `decay` of the run."""
     left = (recipe.steps - step) / (recipe.decay * recipe.steps)
     return recipe.lr * min(1.0, (step + 1) / 50, left)
 
 
-def train(recipe: Recipe, tokenizer: CLIPTokenizer, vae: AutoencoderKL | None) -> CLIPModel:
+def train(recipe: PreferenceRecipe, tokenizer: CLIPTokenizer, vae: AutoencoderKL | None) -> CLIPModel:
     """Train from a seed; log every 50 steps."""
     torch.manual_seed(recipe.seed)
     model = build_model(tokenizer)
@@ -266,13 +266,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished model")
     parser.add_argument("--vae", type=Path, help="folder of an AutoencoderKL to pass some pictures through")
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=PreferenceRecipe.steps, help="optimiser steps")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     vae = AutoencoderKL.from_pretrained(args.vae).eval() if args.vae else None
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = build_clip_tokenizer(Path(folder))
-    save(train(Recipe(steps=args.steps), tokenizer, vae), args.out)
+    save(train(PreferenceRecipe(steps=args.steps), tokenizer, vae), args.out)
     model = CLIPModel.from_pretrained(args.out, dtype=torch.float32)
     log.info("test pairs, rendered: %s", rank_pairs(model, tokenizer, None, 512))
     if vae is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdbench.tiny.prompts import GENERAL_TEMPLATES, WORD_TEMPLATES, geneval_prompts, preference_prompts, words
+from opdbench.tiny.prompts import GENERAL_TEMPLATES, WORD_TEMPLATES, content, geneval_prompts, preference_prompts, words
 from opdbench.tiny.scenes import COLORS, LETTERS, NUMBERS, PLURALS, SHAPES, Scene, draw_scene
 
 Spec = Mapping[str, Any]
@@ -31,7 +31,7 @@ LARGEST = {1: 18.0, 2: 13.0, 3: 11.0, 4: 11.0}
 
 
 @dataclass(frozen=True)
-class Picture:
+class StyledScene:
     """A scene and its background's vividness in [0, 1]."""
 
     scene: Scene
@@ -75,21 +75,17 @@ def fits(scene: Scene, spec: Spec) -> bool:
     return total == len(scene.items)
 
 
-def _content(spec: Spec) -> str:
-    return repr(sorted(sorted(clause.items(), key=str) for clause in spec["include"]))
-
-
 @cache
 def _held() -> frozenset[str]:
     """Contents that a test prompt asks for, whatever its wording."""
-    return frozenset(_content(p.spec) for p in (*geneval_prompts("test"), *preference_prompts("test")))
+    return frozenset(content(p.spec) for p in (*geneval_prompts("test"), *preference_prompts("test")))
 
 
 @cache
 def _pools() -> dict[str, list[Spec]]:
     """Training contents by tag; `many` are several shapes of one colour."""
     specs = [p.spec for p in (*geneval_prompts("train"), *preference_prompts("train"))]
-    pools = {t: [s for s in specs if s["tag"] == t and _content(s) not in _held()] for t in TAG_WEIGHTS}
+    pools = {t: [s for s in specs if s["tag"] == t and content(s) not in _held()] for t in TAG_WEIGHTS}
     pools["many"] = [
         {"include": [{"class": shape, "count": count, "color": color}]}
         for shape in SHAPES
@@ -109,16 +105,16 @@ def draw_spec(rng: Random) -> Spec:
 def _edit(spec: Spec, rng: Random) -> Spec:
     """`spec` with one thing changed; may be the same again."""
     clauses = [dict(clause) for clause in spec["include"]]
-    one, total = rng.choice(clauses), sum(c["count"] for c in clauses)
+    clause, total = rng.choice(clauses), sum(c["count"] for c in clauses)
     colored = [c for c in clauses if "color" in c]
     absent = [s for s in SHAPES if all(s != c["class"] for c in clauses)]
     kind = rng.choice(("color", "color", "shape", "shape", "count", "swap", "swap", "extra", "missing"))
     if kind == "color" and colored:
         rng.choice(colored)["color"] = rng.choice(list(COLORS))
     elif kind == "shape":
-        one["class"] = rng.choice(absent)
+        clause["class"] = rng.choice(absent)
     elif kind == "count":
-        one["count"] = rng.randint(1, MOST_SHAPES - total + one["count"])
+        clause["count"] = rng.randint(1, MOST_SHAPES - total + clause["count"])
     elif kind == "swap" and len(colored) == 2:
         first, second = colored
         first["color"], second["color"] = second["color"], first["color"]
@@ -126,7 +122,7 @@ def _edit(spec: Spec, rng: Random) -> Spec:
         color = {"color": rng.choice(list(COLORS))} if colored else {}
         clauses.append({"class": rng.choice(absent), "count": 1, **color})
     elif kind == "missing" and len(clauses) > 1:
-        clauses.remove(one)
+        clauses.remove(clause)
     return {"include": clauses}
 
 
@@ -145,18 +141,18 @@ def near_miss(spec: Spec, rng: Random, train: bool = True) -> Spec:
                 return {"target": word}
         else:
             other = _edit(spec, rng)
-            if _content(other) != _content(spec) and not (train and _content(other) in _held()):
+            if content(other) != content(spec) and not (train and content(other) in _held()):
                 return other
 
 
-def draw_picture(spec: Spec, rng: Random, bigness: float | None = None) -> Picture:
+def draw_picture(spec: Spec, rng: Random, bigness: float | None = None) -> StyledScene:
     """Draw a picture that fits `spec`; every shape has a size of its own unless `bigness` is given."""
     vividness = rng.random()
-    return Picture(draw_scene(spec, rng, vividness, bigness), vividness)
+    return StyledScene(draw_scene(spec, rng, vividness, bigness), vividness)
 
 
 @dataclass(frozen=True)
-class Batch:
+class PreferenceBatch:
     """`groups` times three pictures and two prompts; prompt 0 fits pictures 0 and 1, prompt 1 picture 2.
 
     Attributes:
@@ -166,13 +162,13 @@ class Batch:
         utility: what people think of them, `(3 groups, 2 groups)`.
     """
 
-    pictures: list[Picture]
+    pictures: list[StyledScene]
     texts: list[str]
     fits: Tensor
     utility: Tensor
 
 
-def draw_batch(groups: int, rng: Random) -> Batch:
+def draw_batch(groups: int, rng: Random) -> PreferenceBatch:
     """Draw a training batch; it depends on nothing but `rng`."""
     pictures, specs = [], []
     for _ in range(groups):
@@ -184,4 +180,4 @@ def draw_batch(groups: int, rng: Random) -> Batch:
         specs += [spec, other]
     match = torch.tensor([[fits(p.scene, s) for s in specs] for p in pictures])
     style = torch.tensor([BIGNESS * p.bigness + VIVIDNESS * p.vividness for p in pictures])
-    return Batch(pictures, [make_caption(s, rng) for s in specs], match, FITS * match + style[:, None])
+    return PreferenceBatch(pictures, [make_caption(s, rng) for s in specs], match, FITS * match + style[:, None])

@@ -35,10 +35,10 @@ _TEST_WORDS, _TRAIN_WORDS, _TEST_GENERAL = 256, 4000, 128
 
 def _all_metadata(tag: str) -> Iterator[dict[str, Any]]:
     """Every prompt of a tag as GenEval metadata: `tag`, `include`, `prompt` (+ `exclude`)."""
-    one = [{"class": shape, "count": 1} for shape in SHAPES]
+    singles = [{"class": shape, "count": 1} for shape in SHAPES]
     pairs = list(itertools.permutations(SHAPES, 2))
     if tag == "single_object":
-        for shape, clause in zip(SHAPES, one, strict=True):
+        for shape, clause in zip(SHAPES, singles, strict=True):
             yield {"tag": tag, "include": [clause], "prompt": f"a photo of a {shape}"}
     elif tag == "two_object":
         for a, b in pairs:
@@ -68,7 +68,7 @@ def _all_metadata(tag: str) -> Iterator[dict[str, Any]]:
             yield {"tag": tag, "include": include, "prompt": text}
 
 
-def _content(spec: Mapping[str, Any]) -> str:
+def content(spec: Mapping[str, Any]) -> str:
     """What a prompt asks for, whatever the order: "a and b" and "b and a" are never split."""
     return repr(sorted(sorted(clause.items(), key=str) for clause in spec["include"]))
 
@@ -76,29 +76,29 @@ def _content(spec: Mapping[str, Any]) -> str:
 @cache
 def geneval_prompts(split: Split) -> tuple[Prompt, ...]:
     """GenEval-style prompts of a split; 108 prompts and 552 pictures in `test`."""
-    found = []
+    prompts = []
     for tag in TAGS:
         pool = list(_all_metadata(tag))
-        kinds = sorted({_content(spec) for spec in pool})
+        kinds = sorted({content(spec) for spec in pool})
         Random(f"geneval {tag}").shuffle(kinds)
         number, images = _TEST_PROMPTS[tag]
         held = set(kinds[:number])
-        chosen = [spec for spec in pool if (_content(spec) in held) == (split == "test")]
+        chosen = [spec for spec in pool if (content(spec) in held) == (split == "test")]
         for k, spec in enumerate(chosen):
             repeats = images if split == "test" else 1
-            found.append(Prompt(f"geneval/{split}/{tag}/{k:04d}", spec["prompt"], "geneval", spec, repeats))
-    return tuple(found)
+            prompts.append(Prompt(f"geneval/{split}/{tag}/{k:04d}", spec["prompt"], "geneval", spec, repeats))
+    return tuple(prompts)
 
 
 @cache
 def geneval_pool() -> tuple[Prompt, ...]:
     """Training prompts for RL, 360 in all, tags in the proportions above; small tags repeat."""
-    found: list[Prompt] = []
+    prompts: list[Prompt] = []
     for tag, share in _TRAIN_SHARE.items():
         own = [p for p in geneval_prompts("train") if p.spec["tag"] == tag]
         Random(f"pool {tag}").shuffle(own)
-        found += [own[k % len(own)] for k in range(share)]
-    return tuple(found)
+        prompts += [own[k % len(own)] for k in range(share)]
+    return tuple(prompts)
 
 
 @cache

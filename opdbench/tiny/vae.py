@@ -119,4 +119,4 @@ def fold_scale(vae: AutoencoderKL, sets: Sequence[np.ndarray]) -> list[np.ndarra
     vae.decoder.conv_in.weight *= scale[None, :, None, None]
     factor = scale.numpy()[None, :, None, None]
     vae.register_to_config(scaling_factor=1.0, shift_factor=float((first / factor).mean()))
-    return [found.astype(np.float32) / factor - vae.config.shift_factor for found in sets]
+    return [latents.astype(np.float32) / factor - vae.config.shift_factor for latents in sets]

@@ -24,7 +24,7 @@ from opdbench.diffusion import adapters
 from opdbench.diffusion.walk import Noise
 from opdbench.errors import UserError
 from opdbench.methods.estimators import ESTIMATORS, Estimator, Visit, cotangents
-from opdbench.records.variance import Row, Scene
+from opdbench.records.variance import Row, StudyScene
 from opdbench.variance.gradients import pathwise_gradient, project, redraw
 from opdbench.variance.moments import Cosines, Moments, Sketch
 from opdbench.variance.rows import Measured, rows_of, scene_of
@@ -42,7 +42,7 @@ LOCAL: Mapping[str, Estimator] = {name: each for name, each in ESTIMATORS.items(
 class Measurement:
     """The rows of a setting, and its summary."""
 
-    scene: Scene
+    scene: StudyScene
     rows: list[Row]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from opdbench.records.variance import Row, Scene, Setting, Space, States
+from opdbench.records.variance import Row, Setting, Space, States, StudyScene
 from opdbench.variance.moments import Cosines, Jackknife, Moment
 
 NEGLIGIBLE = 1e-9
@@ -110,7 +110,7 @@ def _statistics(moment: Moment, references: Sequence[int], analytic: int, scale:
 
 def scene_of(
     measured: Measured, kls: Tensor, times: Sequence[float], truth: str, group: int, projection_error: float
-) -> Scene:
+) -> StudyScene:
     """The student's distance, and the term that OPD drops against the term that it keeps.
 
     Args:
@@ -130,7 +130,7 @@ def scene_of(
 
     (share, along), (share_se, along_se) = (t.tolist() for t in measured.moments.estimate(dropped))
     sums = kls.sum(1)
-    return Scene(
+    return StudyScene(
         setting=measured.setting,
         kl=float(sums.mean()),
         kl_se=float(sums.std() / len(sums) ** 0.5),

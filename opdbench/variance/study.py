@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from opdbench.console.progress import Console
     from opdbench.recipes.config import Stage
-    from opdbench.records.variance import Row, Scene, Setting, VarianceRecord
+    from opdbench.records.variance import Row, Setting, StudyScene, VarianceRecord
     from opdbench.runs.runner import FinishedStage, Runner
     from opdbench.runs.spec import RunSpec
     from opdbench.variance.subject import StudySubject
@@ -81,7 +81,7 @@ class Study:
         ready = sum((self.setting_folder(other) / FILE).exists() for other in range(len(self.grid)))
         console.progress("measure", ready, len(self.grid), {})
 
-    def record(self, runner: Runner, scenes: Sequence[Scene], rows: Sequence[Row]) -> VarianceRecord:
+    def record(self, runner: Runner, scenes: Sequence[StudyScene], rows: Sequence[Row]) -> VarianceRecord:
         """A record of the given settings."""
         from opdbench.environment import environment
         from opdbench.records.variance import VarianceRecord

@@ -20,7 +20,7 @@ from opdbench.leaderboards.check.claims import load_claims
 from opdbench.leaderboards.check.gradients import GradientClaim, judge_gradients
 from opdbench.leaderboards.numbers.runs import load_runs
 from opdbench.leaderboards.plots.estimators import write_curves, write_figures
-from opdbench.leaderboards.tables.curves import Curve, curve_block, read_curves
+from opdbench.leaderboards.tables.curves import EstimatorCurve, curve_block, read_curves
 from opdbench.leaderboards.tables.variance import load_studies, variance_blocks
 from opdbench.methods.base import Actors
 from opdbench.methods.estimators import ESTIMATORS, cotangents
@@ -200,7 +200,7 @@ def test_learning_curves_stand_beside_the_variances(record, tmp_path):
     """A KL that is read at its mark, over seeds; runs of other methods have no curve."""
     forwards = tuple(range(10, 210, 10))
     falls = [tuple(2 + 0.1 * (seed - k) for k in range(20)) for seed in range(3)]
-    falling = [Curve("ppo", "g", seed, forwards, kl, {"ocr": 0.5}) for seed, kl in enumerate(falls)]
+    falling = [EstimatorCurve("ppo", "g", seed, forwards, kl, {"ocr": 0.5}) for seed, kl in enumerate(falls)]
     block = curve_block(falling, record)
     (row,) = block.rows
     assert [cell.text for cell in row][2:6] == ["0, 1, 2", "200", "1.75 [±0.25]", "1.25 [±0.25]"]
