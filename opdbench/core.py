@@ -13,7 +13,7 @@ from opdbench.errors import UserError, unknown
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 DETERMINISTIC = ("ode", "dpm2m")
 SAMPLERS = (*DETERMINISTIC, "flow-sde", "dance-sde", "cps")
 

@@ -88,8 +88,14 @@ EVALUATOR_CALLS = ("prompts", "check", "group", "score")
 
 
 def evaluator(name: str, source: str | None = None) -> Evaluator:
-    """A new evaluator of the suite, or a judge that reads its weights from `source` (its usual place if None)."""
+    """A new evaluator of the suite, or a judge that reads its weights from `source` (its usual place if None).
+
+    A judge that has settings takes them after a colon: `geneval-tiny2:counting`.
+    """
     judges = names("judges")
+    known, _, setting = name.partition(":")
+    if setting and known in judges:
+        return load("judges", known)(source, setting)
     if name in judges:
         return load("judges", name)(source)
     if name not in names("evaluators"):
@@ -175,7 +181,7 @@ def parse_tasks(text: str, groups: Sequence[str] = ("evaluators",)) -> tuple[str
     if not tasks:
         raise UserError(f"no task in {text!r}; expected some of {', '.join(known)}")
     for task in tasks:
-        if task not in known:
+        if task.partition(":")[0] not in known:
             raise unknown("task", task, known)
     if len(set(tasks)) < len(tasks):
         raise UserError(f"a task is named twice in {text!r}; name each task once")

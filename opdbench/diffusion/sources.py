@@ -18,6 +18,9 @@ from opdbench.errors import UserError
 from opdbench.files import hash_folder
 
 TINY = "tiny"
+EDITIONS = {TINY: "opdbench.tiny.model", "tiny@1": "opdbench.tiny.model", "tiny@2": "opdbench.tiny.second.model"}
+"""Packages of the embedded models; the first edition is the default."""
+
 MAX_TEXT = 128
 """Maximum T5 tokens, as in the official code; a tokenizer may set fewer."""
 
@@ -40,14 +43,14 @@ def latent_shape(config: Any, scale: int, resolution: int) -> tuple[int, int, in
     return config.in_channels, side, side
 
 
-def tiny_folder() -> Path:
-    """Folder of the embedded model."""
-    return Path(str(files("opdbench.tiny.model")))
+def tiny_folder(edition: str = TINY) -> Path:
+    """Folder of an edition of the embedded model."""
+    return Path(str(files(EDITIONS[edition])))
 
 
 def locate(source: str) -> str:
     """A folder or hub id that diffusers understands; `UserError` if it is not an SD3 pipeline."""
-    path = tiny_folder() if source == TINY else Path(source)
+    path = tiny_folder(source) if source in EDITIONS else Path(source)
     index = path / "model_index.json"
     if index.is_file():
         try:
@@ -60,7 +63,7 @@ def locate(source: str) -> str:
     if path.exists() or source.count("/") != 1:
         raise UserError(
             f"unknown model {source!r}: no model_index.json there; "
-            f"expected {TINY!r}, the folder of an SD3 pipeline, or a hub id "
+            f"expected {', '.join(EDITIONS)}, the folder of an SD3 pipeline, or a hub id "
             "such as stabilityai/stable-diffusion-3.5-medium"
         )
     return source

@@ -160,7 +160,7 @@ def train_denoiser(recipe: Recipe, latents: Mapping[float, Tensor], work: Path) 
         cycle, _ = recipe.at(step)
         batch = draw_batch(recipe, latents[cycle.spoilt], step, recipe.pictures)
         chosen = tokens[rows[cycle.mixing][batch.rows]]
-        total += _update(recipe, step, model, compiled, optimizers, batch.to(device), chosen.to(device))
+        total += take_step(recipe, step, model, compiled, optimizers, batch.to(device), chosen.to(device))
         averaged.update_parameters(model)
         if (step + 1) % 50 == 0:
             log.info("denoiser step %d loss %.4f", step + 1, total / 50)
@@ -175,7 +175,7 @@ def train_denoiser(recipe: Recipe, latents: Mapping[float, Tensor], work: Path) 
     return final
 
 
-def _update(
+def take_step(
     recipe: Recipe,
     step: int,
     model: TinyModel,
@@ -184,6 +184,7 @@ def _update(
     batch: Batch,
     tokens: Tokens,
 ) -> float:
+    """One step of all optimizers on a batch with its captions' tokens; returns the loss."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             cycle, within = recipe.at(step)
