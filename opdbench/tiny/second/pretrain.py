@@ -29,7 +29,7 @@ from .data import make_pictures
 
 log = logging.getLogger(__name__)
 
-RECIPE = Recipe(seed=2, vae_steps=0, pictures=40_000, cycles=(Cycle(3_000, 1e-3, 0.6, 0.0),))
+RECIPE = Recipe(seed=2, vae_steps=0, pictures=40_000, cycles=(Cycle(3_600, 1e-3, 0.6, 0.0),))
 """Only `seed`, `pictures`, `dropout`, `batch`, `ema` and the cycles' steps and rates are read."""
 
 

@@ -1,0 +1,60 @@
+"""Tables of the validity card, as they stand in the model's README."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- card: begin -->", "<!-- card: end -->"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _score(cell: Any) -> str:
+    return f"{cell:.3f}" if isinstance(cell, float) else f"{cell['value']:.3f} ± {cell['se']:.3f}"
+
+
+def _scores(part: Mapping[str, Any]) -> str:
+    tasks = list(next(iter(part.values())))
+    return table(["policy", *tasks], [[name, *(_score(row[task]) for task in tasks)] for name, row in part.items()])
+
+
+def _tags(part: Mapping[str, Any]) -> str:
+    known = {name: row["geneval"].get("tags", {}) for name, row in part.items() if isinstance(row["geneval"], dict)}
+    tags = list(next(iter(known.values())))
+    return table(["policy", *tags], [[name, *(f"{row[tag]:.3f}" for tag in tags)] for name, row in known.items()])
+
+
+def _shares(part: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    tasks = list(next(iter(part.values())))
+    rows = [[name, *(f"{row[t][0]:.2f} ± {row[t][1]:.2f}" for t in tasks)] for name, row in part.items()]
+    return table(["trained on", *tasks], rows)
+
+
+def as_markdown(card: Mapping[str, Any]) -> str:
+    """All tables of a card."""
+    parts = [f"V4: scores (the base model with guidance {card['guidance']:g}, all others without)", _scores(card["V4"])]
+    parts += ["GenEval by tag", _tags(card["V4"])]
+    if "V2" in card:
+        parts += ["V2: gain of each teacher over `start`, in units of the task's own teacher's gain", _shares(card["V2"])]
+    if "V1" in card:
+        parts += ["V1: the same for RL on prompt-blind rewards", _shares(card["V1"])]
+    if "V3" in card:
+        found = [[pair, f"{value:.2f}"] for pair, value in card["V3"].items()]
+        parts += ["V3: cosines between the teachers' displacements from `start`", table(["teachers", "cosine"], found)]
+    return "\n\n".join(parts)
+
+
+def write_into(readme: Path, card: Mapping[str, Any]) -> None:
+    """Replace what stands between the markers of a README."""
+    text = readme.read_text(encoding="utf-8")
+    fresh = f"{BEGIN}\n{as_markdown(card)}\n{END}"
+    readme.write_text(
+        re.sub(f"{BEGIN}.*{END}", lambda _: fresh, text, flags=re.DOTALL), encoding="utf-8"
+    )
