@@ -122,12 +122,17 @@ def preset(name: str) -> Path:
     return presets.get(name, Path(name))
 
 
-def suite(judges: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """What scores each task of a recipe: its `judges`, or the embedded world's evaluators if it names none.
+SECOND = {"geneval": "geneval-tiny2", "ocr": "ocr-tiny2", "preference": "preference-tiny2"}
+"""What scores each task on the second edition of the embedded model, `tiny@2`."""
+
+
+def suite(judges: Sequence[tuple[str, str]], model: str = "") -> dict[str, str]:
+    """What scores each task of a recipe: its `judges`, or the evaluators of the embedded model if it names none.
 
     An evaluator plug-in that is broken is left out, with a warning; it fails only the commands that name it.
     """
-    return dict(judges) or {name: name for name in names("evaluators") if not _warned(name)}
+    own = SECOND if model == "tiny@2" else {}
+    return dict(judges) or {name: own.get(name, name) for name in names("evaluators") if not _warned(name)}
 
 
 @cache

@@ -16,7 +16,7 @@ from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from safetensors.torch import load_file
 
 from opdbench.api.trained import find_adapter
-from opdbench.diffusion.sources import TINY, tiny_folder
+from opdbench.diffusion.sources import EDITIONS, tiny_folder
 from opdbench.errors import UserError
 
 TRAINED = "StableDiffusion3Pipeline"
@@ -53,7 +53,7 @@ def family(source: str) -> str:
             name = None
     elif Path(place).exists() or source.count("/") != 1:
         raise UserError(
-            f"unknown model {source!r}: no model_index.json there; expected {TINY!r}, the folder of a diffusers "
+            f"unknown model {source!r}: no model_index.json there; expected {', '.join(EDITIONS)}, the folder of a diffusers "
             "pipeline, or a Hub id such as black-forest-labs/FLUX.1-dev"
         )
     else:
@@ -168,7 +168,7 @@ def _load_peft(pipeline: DiffusionPipeline, path: Path) -> None:
 
 
 def _place(source: str) -> str:
-    return str(tiny_folder()) if source == TINY else source
+    return str(tiny_folder(source)) if source in EDITIONS else source
 
 
 def _first_line(error: Exception) -> str:

@@ -138,14 +138,15 @@ def _walk(question: Question, walk: Walk, out: Path, keep_pictures: bool) -> lis
     """The family that opdbench trains, with the sampler and the noise of its runs."""
     from opdbench.api.trained import find_adapter
     from opdbench.evaluation.model_scores import Subject, evaluate_model
-    from opdbench.registry import evaluator
+    from opdbench.registry import evaluator, suite
 
     place, drawing = question.adapter, question.drawing
     if place and any((Path(place) / name).is_file() for name in ("record.json", "stage.json")):
         place = str(find_adapter(place))
     sampler = walk.at(drawing.steps or STEPS, drawing.guidance or 0.0)
     subject = Subject(question.model, place, sampler, drawing.resolution, question.seed)
-    judges = {task: evaluator(task, question.sources.get(task)) for task in question.tasks}
+    own = suite((), question.model)
+    judges = {task: evaluator(own.get(task, task), question.sources.get(task)) for task in question.tasks}
     return evaluate_model(subject, judges, question.prompts, question.limit, out, keep_pictures)
 
 

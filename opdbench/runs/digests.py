@@ -18,14 +18,14 @@ BASE = "base"
 def plugins_of(config: RunConfig) -> dict[str, str]:
     """Version of each loss and judge of a run that does not come from opdbench, as `losses/name` or `judges/name`."""
     used = {("losses", stage.loss) for stage in config.recipe.stages if stage.loss != RELEASED}
-    used |= {(judge_group(judge), judge) for judge in suite(config.recipe.judges).values()}
+    used |= {(judge_group(judge), judge) for judge in suite(config.recipe.judges, config.model).values()}
     versions = {f"{group}/{name}": plugin_version(group, name) for group, name in sorted(used)}
     return {name: version for name, version in versions.items() if version}
 
 
 def _plugins_of_stage(config: RunConfig, stage: Stage, plugins: Mapping[str, str]) -> dict[str, str]:
     """Those that a stage trains with: its loss, and the judges of its tasks and rewards."""
-    judges = suite(config.recipe.judges)
+    judges = suite(config.recipe.judges, config.model)
     tasks = {*stage.tasks, *(task for task, _ in stage.rewards)}
     used = {f"losses/{stage.loss}"} | {
         f"{judge_group(judges[task])}/{judges[task]}" for task in tasks if task in judges

@@ -108,7 +108,7 @@ def _jobs(runner: Runner) -> Iterator[Job]:
         others = [keys[other] for other in experts(runner.config, name)]
         probes = [""] if runner.config.suite == "full" or role == "stage" else []
         scope = digest_of([runner.config.limit, runner.config.suite, others])
-        for task in (*(suite(recipe.judges) if role != "stage" else ()), *probes):
+        for task in (*(suite(recipe.judges, runner.config.model) if role != "stage" else ()), *probes):
             scores.append(f"{keys[name]}/scores/{scope}/{task}")
             title = f"evaluation of {name} of {spec.label}{' on ' if task else ''}{task}"
             work = partial(_score, spec, name, task)

@@ -57,7 +57,8 @@ def _loaded(source: str, resolution: int, judges: tuple[tuple[str, str], ...]) -
         from opdbench.diffusion.sharded import ShardedModel
 
         kind = ShardedModel
-    return kind(source, resolution=resolution), {task: make_evaluator(name) for task, name in suite(judges).items()}
+    scorers = {task: make_evaluator(name) for task, name in suite(judges, source).items()}
+    return kind(source, resolution=resolution), scorers
 
 
 class Runner:
@@ -113,7 +114,8 @@ class Runner:
         self.model, self.evaluators = _loaded(
             self.config.model, self.config.recipe.resolution, self.config.recipe.judges
         )
-        named = {self.evaluators[task].name: judge for task, judge in suite(self.config.recipe.judges).items()}
+        judges = suite(self.config.recipe.judges, self.config.model)
+        named = {self.evaluators[task].name: judge for task, judge in judges.items()}
         plugins = {name: self.spec.plugins.get(f"{judge_group(judge)}/{judge}", "") for name, judge in named.items()}
         self.suite = Suite(
             self.model, self.evaluators, self.store, self.spec.weights, self.config.limit, self.team, plugins

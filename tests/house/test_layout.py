@@ -25,6 +25,7 @@ FLOORS = (
     {"evaluation"},
     {"runs"},
     {"variance"},
+    {"validity"},
     {"leaderboards"},
     {"api"},
     {"commands"},

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..data import LENGTH_WEIGHTS
-from ..prompts import TAGS, WORD_TEMPLATES
-from ..scenes import SIZE
-from .faults import CHANCE, draw
-from .prompts import geneval_prompts, preference_prompts, words
+from opdbench.tiny.data import LENGTH_WEIGHTS
+from opdbench.tiny.prompts import TAGS, WORD_TEMPLATES
+from opdbench.tiny.scenes import SIZE
+from opdbench.tiny.second.faults import CHANCE, draw
+from opdbench.tiny.second.prompts import geneval_prompts, preference_prompts, words
 
 SHARES = {"ocr": 0.40, "geneval": 0.44, "preference": 0.16}
 TAG_WEIGHTS = dict(zip(TAGS, (2, 3, 4, 3, 4, 4), strict=True))

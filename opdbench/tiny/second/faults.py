@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageOps
 
-from ..render import SCALE, draw_shape, render
-from ..scenes import COLORS, RELATIONS, SIZE, Item, Scene, draw_scene
+from opdbench.tiny.render import SCALE, draw_shape, render
+from opdbench.tiny.scenes import COLORS, RELATIONS, SIZE, Item, Scene, draw_scene
 
 STRETCH = 2.0**0.5
 """A squeezed shape is this much longer, and as much narrower: twice as long as wide, its area kept."""

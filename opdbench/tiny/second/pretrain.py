@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 import shutil
+from importlib.resources import files
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # must precede torch: spinning starves the other core
@@ -20,14 +21,16 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...model import tiny_folder
-from ..build import TinyModel
-from ..export import export
-from ..pretrain import Cycle, Recipe, draw_batch, make_optimizers, take_step
-from ..vae import encode_all
-from .data import make_pictures
+from opdbench.tiny.build import TinyModel
+from opdbench.tiny.export import export
+from opdbench.tiny.pretrain import Cycle, Recipe, draw_batch, make_optimizers, take_step
+from opdbench.tiny.second.data import make_pictures
+from opdbench.tiny.vae import encode_all
 
 log = logging.getLogger(__name__)
+
+FIRST = Path(str(files("opdbench.tiny.model")))
+"""The first edition's folder."""
 
 RECIPE = Recipe(seed=2, vae_steps=0, pictures=40_000, cycles=(Cycle(3_600, 1e-3, 0.6, 0.0),))
 """Only `seed`, `pictures`, `dropout`, `batch`, `ema` and the cycles' steps and rates are read."""
@@ -35,7 +38,7 @@ RECIPE = Recipe(seed=2, vae_steps=0, pictures=40_000, cycles=(Cycle(3_600, 1e-3,
 
 def load_first(work: Path) -> tuple[TinyModel, AutoencoderKL]:
     """The first edition's trained parts, and its autoencoder."""
-    pipe = StableDiffusion3Pipeline.from_pretrained(tiny_folder(), torch_dtype=torch.float32, use_safetensors=True)
+    pipe = StableDiffusion3Pipeline.from_pretrained(FIRST, torch_dtype=torch.float32, use_safetensors=True)
     model = TinyModel(work)
     model.clip_tokenizer, model.t5_tokenizer = pipe.tokenizer, pipe.tokenizer_3
     model.clip_1, model.clip_2, model.t5 = pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3
@@ -105,7 +108,7 @@ def main() -> None:
     export(trained, vae, args.out)
     as_half(args.out)
     for part in ("tokenizer", "tokenizer_2", "tokenizer_3"):
-        shutil.copytree(tiny_folder() / part, args.out / part, dirs_exist_ok=True)
+        shutil.copytree(FIRST / part, args.out / part, dirs_exist_ok=True)
     log.info("wrote %s; score it with `opdbench eval --model %s`", args.out, args.out)
 
 

@@ -13,10 +13,10 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from ...core import Prompt, Split
-from ..prompts import TAGS, WORD_TEMPLATES
-from ..prompts import words as first_words
-from ..scenes import COLORS, NUMBERS, PLURALS, RELATIONS, SHAPES
+from opdbench.core import Prompt, Split
+from opdbench.tiny.prompts import TAGS, WORD_TEMPLATES
+from opdbench.tiny.prompts import words as first_words
+from opdbench.tiny.scenes import COLORS, NUMBERS, PLURALS, RELATIONS, SHAPES
 
 PHOTO_TEMPLATES = tuple(
     f"{head} {link} {{}}"

@@ -18,8 +18,8 @@ from PIL.Image import Image
 
 from opdbench.core import Prompt, Score, Split
 from opdbench.errors import UserError, unknown
-from opdbench.evaluators.geneval import GenEval
-from opdbench.evaluators.style import content_mask
+from opdbench.evaluators.geneval.judge import GenEval
+from opdbench.evaluators.second.style import content_mask
 from opdbench.tiny.second.prompts import preference_prompts
 
 HEADS = {"a": "picture", "b": "drawing", "common": "poster"}

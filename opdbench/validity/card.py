@@ -1,4 +1,4 @@
-"""Validity card of the second edition: `python -m opdbench.tiny.second.card --work DIR`.
+"""Validity card of the second edition: `python -m opdbench.validity.card --work DIR`.
 
 It trains `start`, one teacher for each task and three prompt-blind controls, scores them all on the test prompts,
 and writes `card.json`:
@@ -27,14 +27,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # must precede torch: spinn
 
 import torch
 
-from ...adapters import Adapter
-from ...core import Evaluator, Sample
-from ...model import Model
-from ...registry import evaluator
-from ...runtime import write_json
-from ...stats import estimate
-from .faults import draw
-from .policies import CONTROLS, GUIDANCE, RL, START, TASKS, Policies
+from opdbench.core import Evaluator, Sample
+from opdbench.diffusion.adapters import Adapter
+from opdbench.diffusion.model import Model
+from opdbench.files import write_json
+from opdbench.registry import evaluator
+from opdbench.stats import estimate
+from opdbench.tiny.second.faults import draw
+from opdbench.validity.policies import CONTROLS, GUIDANCE, RL, START, TASKS, Policies
 
 log = logging.getLogger(__name__)
 

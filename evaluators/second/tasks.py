@@ -11,14 +11,11 @@ from functools import partial
 
 from opdbench.core import Prompt, Split
 from opdbench.errors import UserError, unknown
-from opdbench.evaluators.geneval import GenEval
-from opdbench.evaluators.ocr import OCR
-from opdbench.evaluators.style import Centred
+from opdbench.evaluators.geneval.judge import GenEval
+from opdbench.evaluators.ocr.judge import OCR
+from opdbench.evaluators.second.style import Centred
 from opdbench.tiny.prompts import TAGS
 from opdbench.tiny.second.prompts import geneval_pool, geneval_prompts, ocr_prompts
-
-SUITE = {"geneval": "geneval-tiny2", "ocr": "ocr-tiny2", "preference": "preference-tiny2"}
-"""What scores each task of the second edition's model."""
 
 
 def _own(source: str | None) -> None:

@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...adapters import Adapter
-from ...config import Stage, digest
-from ...core import Evaluator, Meter, Sample, Sampler
-from ...evaluate import evaluate
-from ...model import Model
-from ...record import read_samples
-from ...runner import model_hash
-from ...trainer import Trainer
+from opdbench.core import Evaluator, Meter, Sample, Sampler
+from opdbench.diffusion.adapters import Adapter
+from opdbench.diffusion.model import Model
+from opdbench.diffusion.sources import model_hash
+from opdbench.evaluation.evaluate import evaluate
+from opdbench.recipes.config import Stage
+from opdbench.records.digest import digest
+from opdbench.records.rows import read_samples
+from opdbench.runs.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ TEACHER_SAMPLER, EVAL_SAMPLER = Sampler("ode", 6), Sampler("ode", 10)
 
 START = Stage(
     name="start",
-    method="opd",
+    loss="opd",
     tasks=TASKS,
     updates=240,
     prompts=30,
@@ -54,7 +55,7 @@ START = Stage(
 RL = replace(
     START,
     name="",
-    method="nft",
+    loss="nft",
     updates=120,
     prompts=4,
     images=8,

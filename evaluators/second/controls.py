@@ -13,7 +13,7 @@ from PIL.Image import Image
 
 from opdbench.core import Prompt, Score, Split
 from opdbench.errors import UserError, unknown
-from opdbench.evaluators.dial import softness
+from opdbench.evaluators.second.dial import softness
 from opdbench.tiny.second.prompts import geneval_pool, geneval_prompts, ocr_prompts, preference_prompts
 
 

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from opdbench.adapters import Adapter, Lora
 from opdbench.core import Sample
+from opdbench.diffusion.adapters import Adapter, Lora
+from opdbench.diffusion.sources import EDITIONS, locate, tiny_folder
 from opdbench.errors import UserError
-from opdbench.evaluators.controls import MEASURES
-from opdbench.evaluators.dial import PROPERTIES
-from opdbench.model import EDITIONS, locate, tiny_folder
+from opdbench.evaluators.second.controls import MEASURES
+from opdbench.evaluators.second.dial import PROPERTIES
 from opdbench.registry import evaluator
 from opdbench.tiny.prompts import TAGS
 from opdbench.tiny.prompts import geneval_prompts as first_geneval
-from opdbench.tiny.second.card import cosines, displacement, gain, shares
 from opdbench.tiny.second.data import Captions
 from opdbench.tiny.second.faults import CHANCE, PARTNERS, draw
 from opdbench.tiny.second.prompts import HELD, PROMPTS, geneval_pool, geneval_prompts, words
+from opdbench.validity.card import cosines, displacement, gain, shares
 
 SPLITS = ("train", "validation", "test")
 

@@ -42,7 +42,10 @@ def as_markdown(card: Mapping[str, Any]) -> str:
     parts = [f"V4: scores (the base model with guidance {card['guidance']:g}, all others without)", _scores(card["V4"])]
     parts += ["GenEval by tag", _tags(card["V4"])]
     if "V2" in card:
-        parts += ["V2: gain of each teacher over `start`, in units of the task's own teacher's gain", _shares(card["V2"])]
+        parts += [
+            "V2: gain of each teacher over `start`, in units of the task's own teacher's gain",
+            _shares(card["V2"]),
+        ]
     if "V1" in card:
         parts += ["V1: the same for RL on prompt-blind rewards", _shares(card["V1"])]
     if "V3" in card:
@@ -55,6 +58,4 @@ def write_into(readme: Path, card: Mapping[str, Any]) -> None:
     """Replace what stands between the markers of a README."""
     text = readme.read_text(encoding="utf-8")
     fresh = f"{BEGIN}\n{as_markdown(card)}\n{END}"
-    readme.write_text(
-        re.sub(f"{BEGIN}.*{END}", lambda _: fresh, text, flags=re.DOTALL), encoding="utf-8"
-    )
+    readme.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: fresh, text, flags=re.DOTALL), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Judges of the second edition of the embedded world."""

@@ -1,0 +1,1 @@
+"""The validity card: evidence that a world can tell methods apart."""
