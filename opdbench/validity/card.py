@@ -19,6 +19,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -35,11 +36,15 @@ from opdbench.registry import evaluator
 from opdbench.stats import estimate
 from opdbench.tiny.second.faults import draw
 from opdbench.validity.policies import CONTROLS, GUIDANCE, RL, START, TASKS, Policies
+from opdbench.validity.text import write_into
 
 log = logging.getLogger(__name__)
 
-LARGEST = 0.15
-"""Share of a task's own gain that a control or another task's teacher may buy."""
+PARTS = ("start", "teachers", *CONTROLS)
+
+SHIPPED = Path(str(files("opdbench.tiny.second")))
+"""Folder of the second edition, with `card.json` and the model; the card is outside the model's, whose files are
+what identifies its weights."""
 
 
 def gain(rows: Sequence[Sample], base: Sequence[Sample]) -> tuple[float, float]:
@@ -118,9 +123,9 @@ def summary(rows: Sequence[Sample]) -> dict[str, Any]:
 
 
 def make_card(policies: Policies, parts: Sequence[str]) -> dict[str, Any]:
-    """Train and score what `parts` names: `base`, `start`, `teachers`, `controls`."""
+    """Train and score what `parts` names of `start`, `teachers` and the controls, each of which needs those before."""
     judges = {task: policies.evaluators[task] for task in TASKS}
-    card: dict[str, Any] = {"guidance": GUIDANCE, "seed": policies.seed, "V4": {}}
+    card: dict[str, Any] = {"guidance": GUIDANCE, "seed": policies.seed, "images": policies.images, "V4": {}}
     card["V4"]["renderings"] = {task: score_renderings(judge) for task, judge in judges.items()}
 
     def score(name: str, adapter: Adapter | None, guidance: float = 1.0) -> dict[str, list[Sample]]:
@@ -141,10 +146,10 @@ def make_card(policies: Policies, parts: Sequence[str]) -> dict[str, Any]:
     taught = {task: score(f"teacher-{task}", adapter) for task, adapter in adapters.items()}
     card["V2"] = shares(taught, before, taught)
     card["V3"] = cosines(adapters, start)
-    if "controls" not in parts:
-        return card
-    blind = {name: score(name, policies.train(replace(RL, name=name, tasks=(name,)), start)) for name in CONTROLS}
-    card["V1"] = shares(blind, before, taught)
+    wanted = [name for name in CONTROLS if name in parts]
+    blind = {name: score(name, policies.train(replace(RL, name=name, tasks=(name,)), start)) for name in wanted}
+    if blind:
+        card["V1"] = shares(blind, before, taught)
     return card
 
 
@@ -153,14 +158,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for stages and rows")
     parser.add_argument("--model", default="tiny@2", help="the world's model, or the folder of a candidate")
-    parser.add_argument("--parts", default="base,start,teachers,controls", help="what to train and score")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to train and score besides the base model")
+    parser.add_argument("--images", type=int, default=2, help="most pictures of a prompt that are scored")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--publish", action="store_true", help="into the shipped model's README and card.json, too")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     judges = {task: evaluator(f"{task}-tiny2") for task in TASKS}
     judges |= {name: evaluator(f"control:{name}") for name in CONTROLS}
-    card = make_card(Policies(Model(args.model, "cpu"), judges, args.work, args.seed), args.parts.split(","))
+    card = make_card(
+        Policies(Model(args.model, "cpu"), judges, args.work, args.seed, args.images), args.parts.split(",")
+    )
     write_json(args.work / "card.json", card)
+    if args.publish:
+        write_json(SHIPPED / "card.json", card)
+        write_into(SHIPPED / "model" / "README.md", card)
     log.info("wrote %s", args.work / "card.json")
 
 

@@ -37,8 +37,8 @@ START = Stage(
     name="start",
     loss="opd",
     tasks=TASKS,
-    updates=240,
-    prompts=30,
+    updates=60,
+    prompts=16,
     teachers=tuple((task, "base") for task in TASKS),
     teacher_guidance=GUIDANCE,
     sampler=TEACHER_SAMPLER,
@@ -56,7 +56,7 @@ RL = replace(
     START,
     name="",
     loss="nft",
-    updates=120,
+    updates=60,
     prompts=4,
     images=8,
     teachers=(),
@@ -77,6 +77,8 @@ class Policies:
     evaluators: Mapping[str, Evaluator]
     folder: Path
     seed: int = 0
+    images: int = 2
+    """Most pictures of a prompt that are scored."""
 
     def train(self, stage: Stage, start: Adapter | None = None) -> Adapter:
         """The adapter of a stage, from `start` if given."""
@@ -99,9 +101,9 @@ class Policies:
     def score(self, adapter: Adapter | None, guidance: float, task: str, split: str = "test") -> list[Sample]:
         """Rows of a policy on a task's prompts of a split."""
         judge, sampler = self.evaluators[task], replace(EVAL_SAMPLER, guidance=guidance)
-        prompts = judge.prompts(split)  # type: ignore[arg-type]
+        prompts = [replace(p, images=min(p.images, self.images)) for p in judge.prompts(split)]  # type: ignore[arg-type]
         known = adapter.digest() if adapter else "base"
-        one = digest([known, model_hash(self.model.source), sampler, task, [p.id + p.text for p in prompts]])
+        one = digest([known, model_hash(self.model.source), sampler, task, [(p.id, p.text, p.images) for p in prompts]])
         target = self.folder / "rows" / f"{one}.jsonl"
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)

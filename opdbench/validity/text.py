@@ -7,6 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+LARGEST = 0.15
+"""Share of a task's own gain that a control or another task's teacher may buy."""
+
+LOWEST, HIGHEST, REAL = 0.3, 0.6, 0.97
+"""The guided base's scores on GenEval and OCR are to lie between the first two, real renderings' above the third."""
+
 BEGIN, END = "<!-- card: begin -->", "<!-- card: end -->"
 
 
@@ -37,6 +43,35 @@ def _shares(part: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return table(["trained on", *tasks], rows)
 
 
+def gates(card: Mapping[str, Any]) -> dict[str, list[str]]:
+    """For each gate, what misses it; nothing where it is met. A gate that was not measured is absent."""
+    scores = card["V4"]
+    base = {task: scores["base"][task]["value"] for task in ("geneval", "ocr")}
+    found = {
+        f"V4: base between {LOWEST:g} and {HIGHEST:g} on GenEval and OCR": [
+            f"{task} {value:.3f}" for task, value in base.items() if not LOWEST <= value <= HIGHEST
+        ],
+        f"V4: renderings above {REAL:g}": [
+            f"{task} {value:.3f}" for task, value in scores["renderings"].items() if value <= REAL
+        ],
+    }
+    if "V2" in card:
+        found[f"V2: no other task's teacher buys or costs more than {LARGEST:g}"] = [
+            f"{name} on {task} {share:.2f}"
+            for name, row in card["V2"].items()
+            for task, (share, _) in row.items()
+            if task != name and abs(share) >= LARGEST
+        ]
+    if "V1" in card:
+        found[f"V1: no prompt-blind reward buys more than {LARGEST:g}"] = [
+            f"{name} on {task} {share:.2f}"
+            for name, row in card["V1"].items()
+            for task, (share, _) in row.items()
+            if share >= LARGEST
+        ]
+    return found
+
+
 def as_markdown(card: Mapping[str, Any]) -> str:
     """All tables of a card."""
     parts = [f"V4: scores (the base model with guidance {card['guidance']:g}, all others without)", _scores(card["V4"])]
@@ -51,7 +86,8 @@ def as_markdown(card: Mapping[str, Any]) -> str:
     if "V3" in card:
         found = [[pair, f"{value:.2f}"] for pair, value in card["V3"].items()]
         parts += ["V3: cosines between the teachers' displacements from `start`", table(["teachers", "cosine"], found)]
-    return "\n\n".join(parts)
+    met = [[gate, f"missed: {', '.join(missed)}" if missed else "met"] for gate, missed in gates(card).items()]
+    return "\n\n".join([table(["gate", "measured"], met), *parts])
 
 
 def write_into(readme: Path, card: Mapping[str, Any]) -> None:

@@ -6,10 +6,7 @@ from random import Random
 
 import numpy as np
 import pytest
-import torch
 
-from opdbench.core import Sample
-from opdbench.diffusion.adapters import Adapter, Lora
 from opdbench.diffusion.sources import EDITIONS, locate, tiny_folder
 from opdbench.errors import UserError
 from opdbench.evaluators.second.controls import MEASURES
@@ -20,7 +17,6 @@ from opdbench.tiny.prompts import geneval_prompts as first_geneval
 from opdbench.tiny.second.data import Captions
 from opdbench.tiny.second.faults import CHANCE, PARTNERS, draw
 from opdbench.tiny.second.prompts import HELD, PROMPTS, geneval_pool, geneval_prompts, words
-from opdbench.validity.card import cosines, displacement, gain, shares
 
 SPLITS = ("train", "validation", "test")
 
@@ -149,32 +145,6 @@ def test_controls_read_no_prompt():
     judge = evaluator("control:contrast")
     assert judge.score(images, prompts) == judge.score(images, prompts[::-1])
     assert {p.id.split("/")[1] for p in judge.prompts("train")[:3]} == {"geneval", "ocr", "preference"}
-
-
-def rows(values):
-    return [Sample(f"p{k // 2}", k % 2, "t", "", v, v) for k, v in enumerate(values)]
-
-
-def test_shares_are_gains_over_the_own_teachers_gain():
-    start, taught, other = rows([0.2] * 8), rows([0.6] * 8), rows([0.3] * 8)
-    assert gain(other, start)[0] == pytest.approx(0.1)
-    found = shares({"x": {"t": other}, "own": {"t": taught}}, {"t": start}, {"t": {"t": taught}})
-    assert found == {"x": {"t": [0.25, 0.0]}, "own": {"t": [1.0, 0.0]}}
-
-
-def test_displacements_of_the_same_weights_have_cosine_one():
-    generator = torch.Generator().manual_seed(0)
-
-    def adapter(scale):
-        down, up = (torch.randn(shape, generator=generator) for shape in ((2, 4), (5, 2)))
-        return Adapter({"x.lora_A.weight": down, "x.lora_B.weight": scale * up}, Lora(2, 4, ("x",)))
-
-    start, a, b = adapter(0.0), adapter(1.0), adapter(1.0)
-    scaled = Adapter({k: (2.0 if "lora_B" in k else 1.0) * v for k, v in a.tensors.items()}, a.lora)
-    assert displacement(start, start).abs().max() == 0
-    found = cosines({"a": a, "scaled": scaled, "b": b}, start)
-    assert found["a/scaled"] == pytest.approx(1.0, abs=1e-4)
-    assert abs(found["a/b"]) < 0.99
 
 
 def test_the_first_edition_is_the_default():

@@ -35,6 +35,9 @@ FIRST = Path(str(files("opdbench.tiny.model")))
 RECIPE = Recipe(seed=2, vae_steps=0, pictures=40_000, cycles=(Cycle(3_600, 1e-3, 0.6, 0.0),))
 """Only `seed`, `pictures`, `dropout`, `batch`, `ema` and the cycles' steps and rates are read."""
 
+STOP = 1_750
+"""Steps of the cycle that were done: the shipped weights are the average there, before the rate was annealed."""
+
 
 def load_first(work: Path) -> tuple[TinyModel, AutoencoderKL]:
     """The first edition's trained parts, and its autoencoder."""
@@ -53,8 +56,10 @@ def make_latents(recipe: Recipe, vae: AutoencoderKL, work: Path) -> tuple[Tensor
     return (encoded - vae.config.shift_factor) * vae.config.scaling_factor, texts
 
 
-def train_denoiser(recipe: Recipe, model: TinyModel, latents: Tensor, texts: list[str], work: Path) -> TinyModel:
-    """Flow matching from the weights of `model`; returns the model with its averaged weights."""
+def train_denoiser(
+    recipe: Recipe, model: TinyModel, latents: Tensor, texts: list[str], work: Path, stop: int
+) -> TinyModel:
+    """Flow matching from the weights of `model` to step `stop`; returns the model with its averaged weights."""
     torch.manual_seed(recipe.seed)
     averaged = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema)
@@ -72,14 +77,14 @@ def train_denoiser(recipe: Recipe, model: TinyModel, latents: Tensor, texts: lis
             optimizer.load_state_dict(part)
         first = saved["step"]
     compiled, total = torch.compile(model), 0.0
-    for step in range(first, recipe.steps):
+    for step in range(first, stop):
         batch = draw_batch(recipe, latents, step, recipe.pictures)
         total += take_step(recipe, step, model, compiled, optimizers, batch, tokens[rows[batch.rows]])
         averaged.update_parameters(model)
         if (step + 1) % 50 == 0:
             log.info("denoiser step %d loss %.4f", step + 1, total / 50)
             total = 0.0
-        if (step + 1) % 250 == 0 or step + 1 == recipe.steps:
+        if (step + 1) % 250 == 0 or step + 1 == stop:
             parts = [o.state_dict() for o in optimizers]
             saved = {"model": model.state_dict(), "averaged": averaged.state_dict()}
             torch.save({**saved, "optimizers": parts, "step": step + 1}, work / "denoiser.partial")
@@ -99,12 +104,13 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for data and checkpoints")
+    parser.add_argument("--steps", type=int, default=STOP, help="steps to do of the recipe's")
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished pipeline")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
     model, vae = load_first(args.work)
-    trained = train_denoiser(RECIPE, model, *make_latents(RECIPE, vae, args.work), args.work)
+    trained = train_denoiser(RECIPE, model, *make_latents(RECIPE, vae, args.work), args.work, args.steps)
     export(trained, vae, args.out)
     as_half(args.out)
     for part in ("tokenizer", "tokenizer_2", "tokenizer_3"):
