@@ -6,12 +6,15 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from opdbench.diffusion.sources import EDITIONS, locate, tiny_folder
 from opdbench.errors import UserError
 from opdbench.evaluators.second.controls import MEASURES
 from opdbench.evaluators.second.dial import PROPERTIES
-from opdbench.registry import evaluator
+from opdbench.files import hash_folder
+from opdbench.registry import evaluator, suite
 from opdbench.tiny.prompts import TAGS
 from opdbench.tiny.prompts import geneval_prompts as first_geneval
 from opdbench.tiny.second.data import Captions
@@ -74,7 +77,7 @@ def test_the_longest_prompt_is_not_cut(model):
 @pytest.mark.parametrize("kind", CHANCE)
 def test_a_rendering_is_right_and_its_fault_wrong(kind):
     task = "geneval" if kind in TAGS else kind
-    judge, count = evaluator(f"{task}-tiny2"), 8 if kind == "ocr" else 40
+    judge, count = evaluator(f"{task}-tiny2"), 8 if kind == "ocr" else 30
     right, wrong = (
         np.mean([s.value for s in judge.score(p, q)]) for q, p in (pictures(kind, count, f) for f in (False, True))
     )
@@ -85,7 +88,7 @@ def test_a_rendering_is_right_and_its_fault_wrong(kind):
 @pytest.mark.parametrize("kind", CHANCE)
 def test_a_fault_keeps_contrast_saturation_and_sharpness(kind):
     for name, measure in MEASURES.items():
-        plain, faulty = ([measure(image) for image in pictures(kind, 200, f)[1]] for f in (False, True))
+        plain, faulty = ([measure(image) for image in pictures(kind, 120, f)[1]] for f in (False, True))
         spread = float(np.std(plain))
         assert abs(np.mean(plain) - np.mean(faulty)) < 0.45 * spread, name
 
@@ -151,3 +154,18 @@ def test_the_first_edition_is_the_default():
     assert EDITIONS["tiny"] == EDITIONS["tiny@1"]
     assert locate("tiny") == locate("tiny@1") == str(tiny_folder())
     assert len(first_geneval("test")) == 108
+
+
+def test_the_model_is_small_safe_and_half_precision():
+    files = [p for p in tiny_folder("tiny@2").rglob("*") if p.is_file()]
+    weights = [p for p in files if p.suffix == ".safetensors"]
+    assert sum(p.stat().st_size for p in weights) < 10e6
+    assert {p.suffix for p in files} <= {".json", ".safetensors", ".md", ".py", ".pyc", ".txt"}
+    for path in weights:
+        assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
+    assert hash_folder(tiny_folder("tiny@2")) != hash_folder(tiny_folder())
+
+
+def test_the_suite_follows_the_model():
+    assert suite((), "tiny@2") == {task: f"{task}-tiny2" for task in ("geneval", "ocr", "preference")}
+    assert suite((), "tiny") == suite((), "tiny@1") == {task: task for task in ("geneval", "ocr", "preference")}
