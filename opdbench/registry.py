@@ -52,7 +52,7 @@ def _is_built_in(point: EntryPoint) -> bool:
 
 def judge_group(name: str) -> str:
     """Group of what scores a task: `judges`, or `evaluators` of the suite."""
-    return "judges" if name in names("judges") else "evaluators"
+    return "judges" if name.partition(":")[0] in names("judges") else "evaluators"
 
 
 def plugin_version(group: str, name: str) -> str:

@@ -53,8 +53,8 @@ def family(source: str) -> str:
             name = None
     elif Path(place).exists() or source.count("/") != 1:
         raise UserError(
-            f"unknown model {source!r}: no model_index.json there; expected {', '.join(EDITIONS)}, the folder of a diffusers "
-            "pipeline, or a Hub id such as black-forest-labs/FLUX.1-dev"
+            f"unknown model {source!r}: no model_index.json there; expected {', '.join(EDITIONS)}, the folder of a "
+            "diffusers pipeline, or a Hub id such as black-forest-labs/FLUX.1-dev"
         )
     else:
         name = _remote_family(source)

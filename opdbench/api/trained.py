@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from opdbench.diffusion.sources import TINY, tiny_folder
+from opdbench.diffusion.sources import EDITIONS, tiny_folder
 from opdbench.errors import UserError
 from opdbench.files import hash_folder, read_json
 from opdbench.records.run import RunRecord
@@ -40,7 +40,8 @@ def find_trained(place: str) -> Trained:
     folder = Path(place)
     if (folder / "stage.json").is_file():
         about = read_json(folder / "stage.json")
-        model = TINY if about["model"].partition("@")[0] == hash_folder(tiny_folder()) else ""
+        weights = about["model"].partition("@")[0]
+        model = next((name for name in EDITIONS if weights == hash_folder(tiny_folder(name))), "")
         return Trained(folder / ADAPTER, model, about["stage"]["name"], None)
     record = RunRecord.load(folder)
     if not record.stages:
