@@ -58,8 +58,8 @@ class Control:
         """The prompts of GenEval, OCR and preference in turn, as many of each."""
         geneval = geneval_pool() if split == "train" else geneval_prompts(split)
         parts = (geneval, ocr_prompts(split), preference_prompts(split))
-        found = [prompt for some in zip(*parts, strict=False) for prompt in some]
-        return tuple(Prompt(p.id, p.text, self.name, p.spec, p.images) for p in found)
+        prompts = [prompt for row in zip(*parts, strict=False) for prompt in row]
+        return tuple(Prompt(p.id, p.text, self.name, p.spec, p.images) for p in prompts)
 
     def check(self, prompt: Prompt) -> None:
         """Every prompt will do."""

@@ -81,7 +81,7 @@ def dial_prompts(split: Split, side: str, rho: float) -> tuple[Prompt, ...]:
         name: [prompt for prompt in preference_prompts(split) if prompt.text.split()[1] == head]
         for name, head in HEADS.items()
     }
-    number = min(len(found) for found in kinds.values())
+    number = min(len(prompts) for prompts in kinds.values())
     common = round(rho * number)
     return (*kinds["common"][:common], *kinds[side][: number - common])
 
@@ -116,13 +116,13 @@ class Dial:
 
     def score(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Score]:
         """The reward as value, too; its two parts as metrics."""
-        found = []
+        scores = []
         for image, fit in zip(images, self._fit.score(images, prompts), strict=True):
-            part = self._property.standardised(image)
-            value = float(fit.reward or 0.0) + self.slope * part
-            metrics = {"fit": float(fit.reward or 0.0), "correct": float(fit.value or 0.0), "property": part}
-            found.append(Score(value, value, metrics=metrics))
-        return found
+            extent = self._property.standardised(image)
+            value = float(fit.reward or 0.0) + self.slope * extent
+            metrics = {"fit": float(fit.reward or 0.0), "correct": float(fit.value or 0.0), "property": extent}
+            scores.append(Score(value, value, metrics=metrics))
+        return scores
 
 
 def dial(source: str | None = None, setting: str = "a:area:0:0") -> Dial:
@@ -136,7 +136,7 @@ def dial(source: str | None = None, setting: str = "a:area:0:0") -> Dial:
     if of not in PROPERTIES:
         raise unknown("property of the dial", of, PROPERTIES)
     try:
-        kappa, rho = (float(part) for part in parts[2:])
+        kappa, rho = (float(text) for text in parts[2:])
     except ValueError as error:
         raise UserError(f"bad dial {setting!r}: {error}; expected numbers for kappa and rho") from error
     if not -1 <= kappa <= 1 or not 0 <= rho <= 1:

@@ -79,12 +79,12 @@ class Centred:
 
     def score(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Score]:
         """The score as value and reward; the offset as a metric."""
-        found = []
+        scores = []
         for image, _ in zip(images, prompts, strict=True):
             away = offset(image)
             if away is None:
-                found.append(Score(0.0, 0.0, "nothing is there"))
+                scores.append(Score(0.0, 0.0, "nothing is there"))
                 continue
             value = min(max((FAR - away) / (FAR - FREE), 0.0), 1.0)
-            found.append(Score(value, value, "" if value == 1 else f"{away:.2f} off", metrics={"offset": away}))
-        return found
+            scores.append(Score(value, value, "" if value == 1 else f"{away:.2f} off", metrics={"offset": away}))
+        return scores

@@ -24,8 +24,8 @@ def _own(source: str | None) -> None:
 
 
 def _geneval(split: Split, tag: str, task: str) -> Sequence[Prompt]:
-    found = geneval_pool(tag) if split == "train" else geneval_prompts(split, tag)
-    return tuple(replace(prompt, task=task) for prompt in found)
+    prompts = geneval_pool(tag) if split == "train" else geneval_prompts(split, tag)
+    return tuple(replace(prompt, task=task) for prompt in prompts)
 
 
 def geneval(source: str | None = None, tag: str = "") -> GenEval:

@@ -48,7 +48,7 @@ class Cycle:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PretrainRecipe:
     """Everything that the weights depend on."""
 
     seed: int = 0
@@ -97,7 +97,7 @@ def make_optimizers(model: TinyModel, lr: float) -> list[torch.optim.Optimizer]:
 
 
 @dataclass(frozen=True)
-class Batch:
+class NoisedBatch:
     """Noised latents `x` `(B, 16, 8, 8)`, times `t` `(B,)`, target velocities, caption rows."""
 
     x: Tensor
@@ -105,12 +105,12 @@ class Batch:
     target: Tensor
     rows: Tensor
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> NoisedBatch:
         """The same batch on `device`."""
-        return Batch(self.x.to(device), self.t.to(device), self.target.to(device), self.rows)
+        return NoisedBatch(self.x.to(device), self.t.to(device), self.target.to(device), self.rows)
 
 
-def draw_batch(recipe: Recipe, latents: Tensor, step: int, empty: int) -> Batch:
+def draw_batch(recipe: PretrainRecipe, latents: Tensor, step: int, empty: int) -> NoisedBatch:
     """The batch of a step; depends on the seed and the step only. Row `empty` is the empty caption."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     pick = torch.randint(len(latents), (recipe.batch,), generator=generator)
@@ -119,20 +119,20 @@ def draw_batch(recipe: Recipe, latents: Tensor, step: int, empty: int) -> Batch:
     t = torch.sigmoid(0.8 + torch.randn(recipe.batch, generator=generator))
     dropped = torch.rand(recipe.batch, generator=generator) < recipe.dropout
     part = t[:, None, None, None]
-    return Batch((1 - part) * x0 + part * noise, t, noise - x0, pick.masked_fill(dropped, empty))
+    return NoisedBatch((1 - part) * x0 + part * noise, t, noise - x0, pick.masked_fill(dropped, empty))
 
 
-def make_latents(recipe: Recipe, vae: AutoencoderKL, work: Path) -> dict[float, Tensor]:
+def make_latents(recipe: PretrainRecipe, vae: AutoencoderKL, work: Path) -> dict[float, Tensor]:
     """Latents of the pictures for each share of spoilt ones; folds their scale into `vae`."""
     shares = sorted({cycle.spoilt for cycle in recipe.cycles})
-    found = []
+    latent_sets = []
     for share in shares:
         pictures = make_pictures(work / f"pictures-{share}.npy", recipe.pictures, recipe.seed, share)
-        found.append(encode_all(vae, pictures, work / f"latents-{share}.npy"))
-    return {share: torch.from_numpy(x) for share, x in zip(shares, fold_scale(vae, found), strict=True)}
+        latent_sets.append(encode_all(vae, pictures, work / f"latents-{share}.npy"))
+    return {share: torch.from_numpy(x) for share, x in zip(shares, fold_scale(vae, latent_sets), strict=True)}
 
 
-def train_denoiser(recipe: Recipe, latents: Mapping[float, Tensor], work: Path) -> TinyModel:
+def train_denoiser(recipe: PretrainRecipe, latents: Mapping[float, Tensor], work: Path) -> TinyModel:
     """Flow matching from a seed; returns the model with its averaged weights."""
     torch.manual_seed(recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -176,12 +176,12 @@ def train_denoiser(recipe: Recipe, latents: Mapping[float, Tensor], work: Path) 
 
 
 def take_step(
-    recipe: Recipe,
+    recipe: PretrainRecipe,
     step: int,
     model: TinyModel,
     compiled: Callable[..., Tensor],
     optimizers: list[torch.optim.Optimizer],
-    batch: Batch,
+    batch: NoisedBatch,
     tokens: Tokens,
 ) -> float:
     """One step of all optimizers on a batch with its captions' tokens; returns the loss."""
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished pipeline")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    recipe = Recipe()
+    recipe = PretrainRecipe()
     args.work.mkdir(parents=True, exist_ok=True)
     plain = make_pictures(args.work / "vae_pictures.npy", 6000, recipe.seed + 7, 0.0)
     vae = train_vae(plain, args.work, recipe.vae_steps, recipe.seed)

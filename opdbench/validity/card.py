@@ -51,12 +51,12 @@ def gain(rows: Sequence[Sample], base: Sequence[Sample]) -> tuple[float, float]:
     """Mean difference of two policies' rows, and its standard error clustered by prompt."""
     before = {(row.prompt, row.index): row.value for row in base}
     pairs = [(row, before[row.prompt, row.index]) for row in rows]
-    found = estimate(
+    mean_gain = estimate(
         [replace(row, value=row.value - old) for row, old in pairs if row.value is not None and old is not None]
     )
-    assert found.value is not None
-    assert found.se is not None
-    return found.value, found.se
+    assert mean_gain.value is not None
+    assert mean_gain.se is not None
+    return mean_gain.value, mean_gain.se
 
 
 def shares(
@@ -71,16 +71,16 @@ def shares(
         start: rows of `start` by task.
         own: rows of each task's own teacher, by task.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    shares: dict[str, dict[str, list[float]]] = {}
     for name, by_task in policies.items():
-        found[name] = {}
+        shares[name] = {}
         for task, rows in by_task.items():
-            (whole, error), (part, spread) = gain(own[task][task], start[task]), gain(rows, start[task])
-            share = part / whole
+            (whole, error), (bought, spread) = gain(own[task][task], start[task]), gain(rows, start[task])
+            share = bought / whole
             # Delta method, as if both gains were independent; the denominator's error matters where the share is large.
             se = (spread**2 + (share * error) ** 2) ** 0.5 / abs(whole)
-            found[name][task] = [round(share, 4), round(se, 4)]
-    return found
+            shares[name][task] = [round(share, 4), round(se, 4)]
+    return shares
 
 
 def displacement(adapter: Adapter, start: Adapter) -> torch.Tensor:
@@ -116,10 +116,10 @@ def score_renderings(judge: Evaluator, split: str = "test") -> float:
 
 def summary(rows: Sequence[Sample]) -> dict[str, Any]:
     """Score, standard error, and the tags' scores if there are any."""
-    found = estimate(rows)
+    score = estimate(rows)
     groups = sorted({row.group for row in rows} - {""})
     tags = {group: estimate([row for row in rows if row.group == group]).value for group in groups}
-    return {"value": found.value, "se": found.se, "n": found.n, **({"tags": tags} if tags else {})}
+    return {"value": score.value, "se": score.se, "n": score.n, **({"tags": tags} if tags else {})}
 
 
 def make_card(policies: Policies, parts: Sequence[str]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def make_card(policies: Policies, parts: Sequence[str]) -> dict[str, Any]:
 
     def score(name: str, adapter: Adapter | None, guidance: float = 1.0) -> dict[str, list[Sample]]:
         rows = {task: policies.score(adapter, guidance, task) for task in TASKS}
-        card["V4"][name] = {task: summary(found) for task, found in rows.items()}
+        card["V4"][name] = {task: summary(samples) for task, samples in rows.items()}
         log.info("%s %s", name, {task: round(card["V4"][name][task]["value"], 3) for task in TASKS})
         return rows
 

@@ -83,10 +83,10 @@ class Policies:
     def train(self, stage: Stage, start: Adapter | None = None) -> Adapter:
         """The adapter of a stage, from `start` if given."""
         weights = model_hash(self.model.source)
-        one = digest([stage, self.seed, weights, start.digest() if start else ""])
-        folder = self.folder / "stages" / f"{stage.name}-{one}"
-        place = folder / "adapter.safetensors"
-        if not place.exists():
+        name = digest([stage, self.seed, weights, start.digest() if start else ""])
+        folder = self.folder / "stages" / f"{stage.name}-{name}"
+        path = folder / "adapter.safetensors"
+        if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             base = self.model.frozen(None, stage.teacher_guidance or 1.0)
             teachers = {task: base for task, _ in stage.teachers}
@@ -95,16 +95,18 @@ class Policies:
             def report(line: Mapping[str, object]) -> None:
                 log.info("%s %s", stage.name, {k: v for k, v in line.items() if k != "forwards"})
 
-            trainer.run(report).save(place)
-        return Adapter.load(place)
+            trainer.run(report).save(path)
+        return Adapter.load(path)
 
     def score(self, adapter: Adapter | None, guidance: float, task: str, split: str = "test") -> list[Sample]:
         """Rows of a policy on a task's prompts of a split."""
         judge, sampler = self.evaluators[task], replace(EVAL_SAMPLER, guidance=guidance)
         prompts = [replace(p, images=min(p.images, self.images)) for p in judge.prompts(split)]  # type: ignore[arg-type]
         known = adapter.digest() if adapter else "base"
-        one = digest([known, model_hash(self.model.source), sampler, task, [(p.id, p.text, p.images) for p in prompts]])
-        target = self.folder / "rows" / f"{one}.jsonl"
+        name = digest(
+            [known, model_hash(self.model.source), sampler, task, [(p.id, p.text, p.images) for p in prompts]]
+        )
+        target = self.folder / "rows" / f"{name}.jsonl"
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             policy = self.model.frozen(adapter, guidance)

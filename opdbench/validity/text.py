@@ -26,20 +26,24 @@ def _score(cell: Any) -> str:
     return f"{cell:.3f}" if isinstance(cell, float) else f"{cell['value']:.3f} ± {cell['se']:.3f}"
 
 
-def _scores(part: Mapping[str, Any]) -> str:
-    tasks = list(next(iter(part.values())))
-    return table(["policy", *tasks], [[name, *(_score(row[task]) for task in tasks)] for name, row in part.items()])
+def _scores(rows_by_policy: Mapping[str, Any]) -> str:
+    tasks = list(next(iter(rows_by_policy.values())))
+    return table(
+        ["policy", *tasks], [[name, *(_score(row[task]) for task in tasks)] for name, row in rows_by_policy.items()]
+    )
 
 
-def _tags(part: Mapping[str, Any]) -> str:
-    known = {name: row["geneval"].get("tags", {}) for name, row in part.items() if isinstance(row["geneval"], dict)}
+def _tags(rows_by_policy: Mapping[str, Any]) -> str:
+    known = {
+        name: row["geneval"].get("tags", {}) for name, row in rows_by_policy.items() if isinstance(row["geneval"], dict)
+    }
     tags = list(next(iter(known.values())))
     return table(["policy", *tags], [[name, *(f"{row[tag]:.3f}" for tag in tags)] for name, row in known.items()])
 
 
-def _shares(part: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    tasks = list(next(iter(part.values())))
-    rows = [[name, *(f"{row[t][0]:.2f} ± {row[t][1]:.2f}" for t in tasks)] for name, row in part.items()]
+def _shares(rows_by_policy: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    tasks = list(next(iter(rows_by_policy.values())))
+    rows = [[name, *(f"{row[t][0]:.2f} ± {row[t][1]:.2f}" for t in tasks)] for name, row in rows_by_policy.items()]
     return table(["trained on", *tasks], rows)
 
 
@@ -47,7 +51,7 @@ def gates(card: Mapping[str, Any]) -> dict[str, list[str]]:
     """For each gate, what misses it; nothing where it is met. A gate that was not measured is absent."""
     scores = card["V4"]
     base = {task: scores["base"][task]["value"] for task in ("geneval", "ocr")}
-    found = {
+    gates = {
         f"V4: base between {LOWEST:g} and {HIGHEST:g} on GenEval and OCR": [
             f"{task} {value:.3f}" for task, value in base.items() if not LOWEST <= value <= HIGHEST
         ],
@@ -56,20 +60,20 @@ def gates(card: Mapping[str, Any]) -> dict[str, list[str]]:
         ],
     }
     if "V2" in card:
-        found[f"V2: no other task's teacher buys or costs more than {LARGEST:g}"] = [
+        gates[f"V2: no other task's teacher buys or costs more than {LARGEST:g}"] = [
             f"{name} on {task} {share:.2f}"
             for name, row in card["V2"].items()
             for task, (share, _) in row.items()
             if task != name and abs(share) >= LARGEST
         ]
     if "V1" in card:
-        found[f"V1: no prompt-blind reward buys more than {LARGEST:g}"] = [
+        gates[f"V1: no prompt-blind reward buys more than {LARGEST:g}"] = [
             f"{name} on {task} {share:.2f}"
             for name, row in card["V1"].items()
             for task, (share, _) in row.items()
             if share >= LARGEST
         ]
-    return found
+    return gates
 
 
 def as_markdown(card: Mapping[str, Any]) -> str:
@@ -84,8 +88,11 @@ def as_markdown(card: Mapping[str, Any]) -> str:
     if "V1" in card:
         parts += ["V1: the same for RL on prompt-blind rewards", _shares(card["V1"])]
     if "V3" in card:
-        found = [[pair, f"{value:.2f}"] for pair, value in card["V3"].items()]
-        parts += ["V3: cosines between the teachers' displacements from `start`", table(["teachers", "cosine"], found)]
+        cosines = [[pair, f"{value:.2f}"] for pair, value in card["V3"].items()]
+        parts += [
+            "V3: cosines between the teachers' displacements from `start`",
+            table(["teachers", "cosine"], cosines),
+        ]
     met = [[gate, f"missed: {', '.join(missed)}" if missed else "met"] for gate, missed in gates(card).items()]
     return "\n\n".join([table(["gate", "measured"], met), *parts])
 

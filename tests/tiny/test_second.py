@@ -17,7 +17,7 @@ from opdbench.files import hash_folder
 from opdbench.registry import evaluator, suite
 from opdbench.tiny.prompts import TAGS
 from opdbench.tiny.prompts import geneval_prompts as first_geneval
-from opdbench.tiny.second.data import Captions
+from opdbench.tiny.second.data import FaultyCaptions
 from opdbench.tiny.second.faults import CHANCE, PARTNERS, draw
 from opdbench.tiny.second.prompts import HELD, PROMPTS, geneval_pool, geneval_prompts, words
 
@@ -55,7 +55,7 @@ def test_each_tag_has_forty_prompts_to_test_and_as_many_turns_in_training():
 def test_captions_hold_no_prompt_or_word_of_test_or_validation():
     held = {p.text for f in PROMPTS.values() for split in ("validation", "test") for p in f(split)}
     held_words = {*words("validation"), *words("test")}
-    source, rng, kinds = Captions(), Random(0), set()
+    source, rng, kinds = FaultyCaptions(), Random(0), set()
     for _ in range(3000):
         kind, text, spec = source.draw(rng)
         kinds.add(kind)

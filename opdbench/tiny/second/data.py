@@ -19,7 +19,7 @@ SHARES = {"ocr": 0.40, "geneval": 0.44, "preference": 0.16}
 TAG_WEIGHTS = dict(zip(TAGS, (2, 3, 4, 3, 4, 4), strict=True))
 
 
-class Captions:
+class FaultyCaptions:
     """Draws captions from the training splits; never a prompt or word of test or validation."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Captions:
 
 def make_pictures(path: Path, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """Pictures `(count, 64, 64, 3)` uint8, made once and kept at `path`, and their captions."""
-    source, texts = Captions(), []
+    source, texts = FaultyCaptions(), []
     pictures = None if path.exists() else np.empty((count, SIZE, SIZE, 3), np.uint8)
     for k in range(count):
         rng = Random(f"second {seed} {k}")

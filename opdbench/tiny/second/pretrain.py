@@ -23,7 +23,7 @@ from torch import Tensor
 
 from opdbench.tiny.build import TinyModel
 from opdbench.tiny.export import export
-from opdbench.tiny.pretrain import Cycle, Recipe, draw_batch, make_optimizers, take_step
+from opdbench.tiny.pretrain import Cycle, PretrainRecipe, draw_batch, make_optimizers, take_step
 from opdbench.tiny.second.data import make_pictures
 from opdbench.tiny.vae import encode_all
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 FIRST = Path(str(files("opdbench.tiny.model")))
 """The first edition's folder."""
 
-RECIPE = Recipe(seed=2, vae_steps=0, pictures=40_000, cycles=(Cycle(3_600, 1e-3, 0.6, 0.0),))
+RECIPE = PretrainRecipe(seed=2, vae_steps=0, pictures=40_000, cycles=(Cycle(3_600, 1e-3, 0.6, 0.0),))
 """Only `seed`, `pictures`, `dropout`, `batch`, `ema` and the cycles' steps and rates are read."""
 
 STOP = 1_750
@@ -49,7 +49,7 @@ def load_first(work: Path) -> tuple[TinyModel, AutoencoderKL]:
     return model.requires_grad_(True).train(), pipe.vae.eval().requires_grad_(False)
 
 
-def make_latents(recipe: Recipe, vae: AutoencoderKL, work: Path) -> tuple[Tensor, list[str]]:
+def make_latents(recipe: PretrainRecipe, vae: AutoencoderKL, work: Path) -> tuple[Tensor, list[str]]:
     """Latents `(N, 16, 8, 8)` as the denoiser sees them, and captions."""
     pictures, texts = make_pictures(work / "pictures.npy", recipe.pictures, recipe.seed)
     encoded = torch.from_numpy(encode_all(vae, pictures, work / "latents.npy")).float()
@@ -57,7 +57,7 @@ def make_latents(recipe: Recipe, vae: AutoencoderKL, work: Path) -> tuple[Tensor
 
 
 def train_denoiser(
-    recipe: Recipe, model: TinyModel, latents: Tensor, texts: list[str], work: Path, stop: int
+    recipe: PretrainRecipe, model: TinyModel, latents: Tensor, texts: list[str], work: Path, stop: int
 ) -> TinyModel:
     """Flow matching from the weights of `model` to step `stop`; returns the model with its averaged weights."""
     torch.manual_seed(recipe.seed)

@@ -57,8 +57,8 @@ def _phrases(tag: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"a {color} {shape}", {"include": [{"class": shape, "count": 1, "color": color}]}
     elif tag == "position":
         for (subject, target), relation in itertools.product(pairs, RELATIONS):
-            place = {"class": subject, "count": 1, "position": [relation, 0]}
-            yield f"a {subject} {relation} a {target}", {"include": [{"class": target, "count": 1}, place]}
+            relative = {"class": subject, "count": 1, "position": [relation, 0]}
+            yield f"a {subject} {relation} a {target}", {"include": [{"class": target, "count": 1}, relative]}
     else:
         for (a, b), (p, q) in itertools.product(pairs, itertools.permutations(COLORS, 2)):
             first, second = {"class": a, "count": 1, "color": p}, {"class": b, "count": 1, "color": q}
@@ -67,13 +67,13 @@ def _phrases(tag: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _worded(tag: str, templates: Sequence[str]) -> list[dict[str, Any]]:
     """All prompts of a tag as metadata, with `a` or `the` as articles, in a seeded order."""
-    found = []
+    specs = []
     for phrase, spec in _phrases(tag):
         articles = {phrase, phrase.replace("a ", "the ", 1) if phrase.startswith("a ") else phrase}
         for text, template in itertools.product(sorted(articles), templates):
-            found.append({"tag": tag, **spec, "prompt": template.format(text)})
-    Random(f"second {tag} {templates[0]}").shuffle(found)
-    return found
+            specs.append({"tag": tag, **spec, "prompt": template.format(text)})
+    Random(f"second {tag} {templates[0]}").shuffle(specs)
+    return specs
 
 
 def _part(items: Sequence[Any], split: Split, held: int, most: int | None = None) -> Sequence[Any]:
@@ -83,19 +83,19 @@ def _part(items: Sequence[Any], split: Split, held: int, most: int | None = None
     return items[held : 2 * held] if split == "validation" else items[2 * held :][:most]
 
 
-def _prompt(task: str, split: Split, part: str, number: int, spec: dict[str, Any]) -> Prompt:
-    place = "/".join(filter(None, ["tiny2", task, split, part, f"{number:04d}"]))
-    images = 1 if split == "train" else IMAGES[part or task]
-    return Prompt(place, spec["prompt"], task, spec, images)
+def _prompt(task: str, split: Split, tag: str, number: int, spec: dict[str, Any]) -> Prompt:
+    name = "/".join(filter(None, ["tiny2", task, split, tag, f"{number:04d}"]))
+    images = 1 if split == "train" else IMAGES[tag or task]
+    return Prompt(name, spec["prompt"], task, spec, images)
 
 
 @cache
 def geneval_prompts(split: Split, tag: str = "") -> tuple[Prompt, ...]:
     """GenEval-style prompts of a split, or of one tag of it."""
     return tuple(
-        _prompt("geneval", split, one, k, spec)
-        for one in ([tag] if tag else TAGS)
-        for k, spec in enumerate(_part(_worded(one, PHOTO_TEMPLATES), split, HELD[one]))
+        _prompt("geneval", split, name, k, spec)
+        for name in ([tag] if tag else TAGS)
+        for k, spec in enumerate(_part(_worded(name, PHOTO_TEMPLATES), split, HELD[name]))
     )
 
 
@@ -104,7 +104,7 @@ def geneval_pool(tag: str = "") -> tuple[Prompt, ...]:
     """Training prompts for RL, as many of each tag, or all of one."""
     if tag:
         return geneval_prompts("train", tag)
-    return tuple(prompt for one in TAGS for prompt in geneval_prompts("train", one)[:_POOL])
+    return tuple(prompt for name in TAGS for prompt in geneval_prompts("train", name)[:_POOL])
 
 
 @cache
