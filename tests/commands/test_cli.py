@@ -142,7 +142,7 @@ def test_stages_are_reused_and_still_counted(finished):
     out, done = finished
     more = opdbench("run", *SHORT, "--set", "student.lr=1e-4", "--out", out, "--format", "json", "--jobs", "1")
     assert more.returncode == 0, more.stderr
-    assert more.stderr.count("found finished") == 3
+    assert more.stderr.count(": reused (") == 3
     costs = {c["stage"]: c for c in json.loads(more.stdout)["costs"][0]}
     before = {c["stage"]: c for c in json.loads(done.stdout)["costs"][0]}
     assert costs["teacher-ocr"]["reused"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,9 @@ def test_output_in_ascii_loses_no_line(tmp_path):
 
 def test_an_interrupted_run_says_how_to_resume(tmp_path):
     args = ["run", "--out", str(tmp_path), "--limit", "2", "--jobs", "1", "--set", "student.updates=300"]
-    with subprocess.Popen([*WORDS, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores Ctrl-C
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*WORDS, *args], **pipes, preexec_fn=heeds) as process:
         for line in process.stderr:
             if line.startswith("student "):
                 process.send_signal(signal.SIGINT)

@@ -83,6 +83,9 @@ CASES = [
     ("dance-grpo", {"inner": 1}, DANCE, 0.0, 0.132393),
     ("nft", {}, ODE, 1.57954, 0.167381),
     ("nft-gdpo", {}, ODE, 1.57954, 0.17303),
+    ("nft-pcgrad", {}, ODE, 1.57954, 0.167381),  # these two tasks do not conflict, so nothing is projected
+    ("opd-offline", {}, ODE, 0.00885562, 0.0122464),
+    ("dance-opd", {}, ODE, 0.399651, 0.546276),
 ]
 
 

@@ -89,7 +89,7 @@ def test_shares_cover_without_overlap(count, size):
 def test_weights_are_divided_by_processes_that_walk_equally_often_only(model, tmp_path):
     sides = dict.fromkeys(("left", "right"), SimpleNamespace(prompts=lambda split: []))
     one = Stage("s", "nft", tuple(sides), prompts=6, images=2)
-    with pytest.raises(UserError, match="6 prompts; FSDP wants a multiple of 2 processes times 2 tasks"):
+    with pytest.raises(UserError, match="6 prompts; FSDP expects a multiple of 2 processes times 2 tasks"):
         Trainer(one, 0, model, sides, {}, tmp_path, team=Team(0, 2, shards=True))
 
 

@@ -20,7 +20,7 @@ SHORT = ["--limit", "1", *(word for key in ("start.updates=2", "start.prompts=3"
 
 def test_what_is_not_there_is_one_clear_line(monkeypatch, tmp_path):
     done = opdbench("run", "--address", "auto", "--out", tmp_path)
-    assert (done.returncode, "add --backend ray" in done.stderr) == (2, True)
+    assert (done.returncode, "needs --backend ray" in done.stderr) == (2, True)
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     monkeypatch.delitem(__import__("sys").modules, "opdbench.parallel.ray_cluster", raising=False)
     done = opdbench("run", "--backend", "ray", "--out", tmp_path)

@@ -85,8 +85,8 @@ def test_all_recipes_have_one_cost_under_a_budget(name, part):
 
 
 def test_all_recipes_are_the_leaderboard_of_three_tasks_seed_by_seed():
-    lines = opdbench("run", "--method", "all", "--seeds", "3,4", "--dry-run").stdout.splitlines()
-    runs = [line.split("runs/")[1].split("/")[0] for line in lines if "record:" in line]
+    plan = json.loads(opdbench("run", "--method", "all", "--seeds", "3,4", "--dry-run", "--format", "json").stdout)
+    runs = [run["record"].split("runs/")[1].split("/")[0] for run in plan["runs"]]
     names = [f"{name}+leaderboard-ocr-geneval-preference-s{seed}" for seed in (3, 4) for name in recipes()]
     assert [run.rpartition("-")[0] for run in runs] == names
 
