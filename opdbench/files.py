@@ -90,6 +90,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"cannot read {str(path)!r}: {error}; rename it and run the same command again") from error
 
 
+def check_schema(raw: Any, schema: int, what: str, hint: str = "") -> dict[str, Any]:
+    """`raw` as a table of that schema; a `UserError` that names `what` and ends with `hint` if it is none."""
+    if isinstance(raw, dict) and raw.get("schema") == schema:
+        return raw
+    given = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+    raise UserError(f"{what} has schema {given!r}; expected {schema}{hint}")
+
+
 def parse_toml(text: str, parse_float: Callable[[str], Any] = float) -> dict[str, Any]:
     """TOML to a dictionary; `ValueError` (tomllib's `TOMLDecodeError`) if it is none."""
     return tomllib.loads(text, parse_float=parse_float)

@@ -92,9 +92,16 @@ class World:
 
         model = _Latents(shape)
         return Actors(
-            model=model, student=student, base=base, old=None, teachers=teachers or {},
-            evaluators=dict.fromkeys(TASKS, model), sampler=sampler, steps=transitions(sampler, SIGMAS), meter=Meter(),
-        )  # fmt: skip
+            model=model,
+            student=student,
+            base=base,
+            old=None,
+            teachers=teachers or {},
+            evaluators=dict.fromkeys(TASKS, model),
+            sampler=sampler,
+            steps=transitions(sampler, SIGMAS),
+            meter=Meter(),
+        )
 
     def batch(self, key, prompts=8, images=8, update=0, shape=(2, 1, 1), states=None):
         """Prompts alternate between the tasks; pooled states are the task, one-hot."""

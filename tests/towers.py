@@ -87,8 +87,10 @@ def imagereward_score(state, image, ids, layers=2, heads=2):
         name = f"{t}encoder.layer.{layer}"
         for kind, other in (("attention", None), ("crossattention", x)):
             source = y if other is None else other
-            q, k, u = (linear(s, state, f"{name}.{kind}.self.{n}")
-                       for s, n in ((y, "query"), (source, "key"), (source, "value")))  # fmt: skip
+            q, k, u = (
+                linear(s, state, f"{name}.{kind}.self.{n}")
+                for s, n in ((y, "query"), (source, "key"), (source, "value"))
+            )
             out = linear(attend(q, k, u, heads), state, f"{name}.{kind}.output.dense")
             y = norm(out + y, state, f"{name}.{kind}.output.LayerNorm", 1e-12)
         out = linear(gelu(linear(y, state, f"{name}.intermediate.dense")), state, f"{name}.output.dense")

@@ -196,8 +196,15 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str, sou
     """Fill a module; `UserError` unless the keys and shapes are exactly its own."""
     own = module.state_dict()
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
-    _refuse(what, source, {"missing": [*(own.keys() - state.keys())], "wrong shapes": shapes,
-                           "left over": [*(state.keys() - own.keys())]})  # fmt: skip
+    _refuse(
+        what,
+        source,
+        {
+            "missing": [*(own.keys() - state.keys())],
+            "wrong shapes": shapes,
+            "left over": [*(state.keys() - own.keys())],
+        },
+    )
     module.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
 
 
@@ -213,8 +220,11 @@ def pretrained(kind: Any, source: str, what: str) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise unloadable(what, source, error) from error
     wrong = [str(entry[0]) for entry in told["mismatched_keys"]]
-    _refuse(what, source, {"missing": [*told["missing_keys"]], "wrong shapes": wrong,
-                           "left over": [*told["unexpected_keys"]]})  # fmt: skip
+    _refuse(
+        what,
+        source,
+        {"missing": [*told["missing_keys"]], "wrong shapes": wrong, "left over": [*told["unexpected_keys"]]},
+    )
     return model.eval()
 
 

@@ -207,11 +207,18 @@ class PaddleOCR:
         threads = {"intra_op_num_threads": 1, "inter_op_num_threads": 1}
         engine = {"engine": "onnxruntime", "engine_config": threads} if onnx else {}
         return Pipeline(
-            text_detection_model_name=names["det"], text_detection_model_dir=str(source / "det"),
-            text_recognition_model_name=names["rec"], text_recognition_model_dir=str(source / "rec"),
-            use_doc_orientation_classify=False, use_doc_unwarping=False, use_textline_orientation=False,
-            text_det_limit_type="max", text_det_limit_side_len=LONGEST_SIDE, device="cpu", **engine,
-        )  # fmt: skip
+            text_detection_model_name=names["det"],
+            text_detection_model_dir=str(source / "det"),
+            text_recognition_model_name=names["rec"],
+            text_recognition_model_dir=str(source / "rec"),
+            use_doc_orientation_classify=False,
+            use_doc_unwarping=False,
+            use_textline_orientation=False,
+            text_det_limit_type="max",
+            text_det_limit_side_len=LONGEST_SIDE,
+            device="cpu",
+            **engine,
+        )
 
     def __call__(self, image: Image.Image) -> Lines:
         """Texts and confidences of an RGB picture."""

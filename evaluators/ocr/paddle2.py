@@ -75,9 +75,14 @@ class PaddleOCR2:
         models = {f"{model}_model_dir": str(folder) for model, folder in zip(MODELS, self._folders, strict=True)}
         # Everything else at PaddleOCR's defaults, as in Flow-GRPO; one thread, as for the other engines.
         return Pipeline(
-            lang="en", use_angle_cls=False, use_gpu=False, show_log=False, cpu_threads=1,
-            rec_char_dict_path=self._keys, **models,
-        )  # fmt: skip
+            lang="en",
+            use_angle_cls=False,
+            use_gpu=False,
+            show_log=False,
+            cpu_threads=1,
+            rec_char_dict_path=self._keys,
+            **models,
+        )
 
     def __call__(self, image: Image.Image) -> Lines:
         """Texts and confidences of an RGB picture, from top to bottom."""

@@ -88,11 +88,15 @@ def load_imagereward(what: str, source: str, tokenizer: str) -> ImageReward:
     width, side = patch.shape[0], patch.shape[-1] * round((positions.shape[1] - 1) ** 0.5)
     vision = BlipVisionModel(
         BlipVisionConfig(
-            hidden_size=width, intermediate_size=seen["encoder.layers.0.mlp.fc1.weight"].shape[0],
+            hidden_size=width,
+            intermediate_size=seen["encoder.layers.0.mlp.fc1.weight"].shape[0],
             num_hidden_layers=len({k.split(".")[2] for k in seen if k.startswith("encoder.layers.")}),
-            num_attention_heads=width // HEAD_WIDTH, image_size=side, patch_size=patch.shape[-1], layer_norm_eps=1e-6,
+            num_attention_heads=width // HEAD_WIDTH,
+            image_size=side,
+            patch_size=patch.shape[-1],
+            layer_norm_eps=1e-6,
         )
-    )  # fmt: skip
+    )
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
              "max_position_embeddings", "layer_norm_eps", "pad_token_id", "hidden_act")  # fmt: skip
     config = BlipTextConfig(**{k: raw[k] for k in sizes}, encoder_hidden_size=width, is_decoder=True)

@@ -68,9 +68,10 @@ def _judge_silent(claim: GradientClaim, studies: Sequence[VarianceRecord]) -> Fi
     for study in studies:
         for scene in study.scenes:
             rows = [
-                r for r in study.rows
+                r
+                for r in study.rows
                 if (r.setting, r.estimator, r.space) == (scene.setting, claim.silent, "mean") and r.step is not None
-            ]  # fmt: skip
+            ]
             weights = np.array([1 / r.bias_se**2 for r in rows if r.bias_se > 0])
             if len(weights):
                 gain = np.array([1 + r.bias for r in rows if r.bias_se > 0])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from opdbench.errors import UserError
-from opdbench.files import read_json, write_json
+from opdbench.files import check_schema, read_json, write_json
 from opdbench.leaderboards.numbers.runs import Group, cell_of, config_of, group_runs
 from opdbench.records.rows import read_samples
 from opdbench.records.run import Run
@@ -78,11 +78,8 @@ class Reference:
     @staticmethod
     def load(path: Path) -> Reference:
         """Read the file."""
-        raw = read_json(path)
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            raise UserError(
-                f"references {str(path)!r} have no schema {SCHEMA}; make them with `opdbench check --record`"
-            )
+        hint = "; make new ones with `opdbench check --record`"
+        raw = check_schema(read_json(path), SCHEMA, f"file of references {str(path)!r}", hint)
         try:
             groups = tuple(
                 Expected(**{**g, "tasks": tuple(g["tasks"]), "cells": tuple(ExpectedCell(**c) for c in g["cells"])})

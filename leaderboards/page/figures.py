@@ -94,9 +94,12 @@ PolicyChanges = list[tuple[str, tuple[str, ...], list[TaskChange]]]
 def changes(groups: Sequence[Group], tasks: Sequence[str]) -> PolicyChanges:
     """The forgetting matrix of all results, then of the teachers, shared ones once."""
     named = [
-        (p.name, group) for role in ("student", "teacher") for group in groups for p in group.runs[0].record.policies
+        (p.name, group)
+        for role in ("student", "teacher")
+        for group in groups
+        for p in group.runs[0].record.policies
         if p.role == role
-    ]  # fmt: skip
+    ]
     return _changes(named, tasks)
 
 
@@ -135,9 +138,12 @@ def _units(groups: Sequence[Group], tasks: Sequence[str]) -> list[float]:
     runs = [run for group in groups for run in group.runs]
     scales = common_scales(runs)
     bases = {
-        cell.task: cell.estimate.value for run in runs for policy in run.record.policies if policy.role == "base"
+        cell.task: cell.estimate.value
+        for run in runs
+        for policy in run.record.policies
+        if policy.role == "base"
         for cell in policy.cells
-    }  # fmt: skip
+    }
     return [abs(scales[task].gain if task in scales else bases.get(task) or 0.0) or 1.0 for task in tasks]
 
 

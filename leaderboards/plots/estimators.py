@@ -96,9 +96,17 @@ def _legend(drawing: Drawing, lines: dict[str, Any], width: float) -> None:
     across = max(1, int(width // 0.78))
     drawing.set_figheight(drawing.get_figheight() + 0.14 * math.ceil(len(lines) / across))
     drawing.legend(
-        lines.values(), lines.keys(), loc="outside lower center", ncols=across, fontsize=SMALL, frameon=False,
-        handlelength=1.8, columnspacing=1.0, labelspacing=0.3, borderaxespad=0.1,
-    )  # fmt: skip
+        lines.values(),
+        lines.keys(),
+        loc="outside lower center",
+        ncols=across,
+        fontsize=SMALL,
+        frameon=False,
+        handlelength=1.8,
+        columnspacing=1.0,
+        labelspacing=0.3,
+        borderaxespad=0.1,
+    )
 
 
 def _lines(axes: Axes, rows: Sequence[Row], field: str, position: Callable[[Row], float]) -> None:
@@ -113,9 +121,18 @@ def _lines(axes: Axes, rows: Sequence[Row], field: str, position: Callable[[Row]
         if points:
             x, y, bars = zip(*sorted(points), strict=True)
             axes.errorbar(
-                x, y, bars, color=shade, marker=marker, linestyle=dash, markersize=2.6, markeredgewidth=0,
-                linewidth=0.8, elinewidth=0.5, label=name,
-            )  # fmt: skip
+                x,
+                y,
+                bars,
+                color=shade,
+                marker=marker,
+                linestyle=dash,
+                markersize=2.6,
+                markeredgewidth=0,
+                linewidth=0.8,
+                elinewidth=0.5,
+                label=name,
+            )
 
 
 def _cosines(rows: Sequence[Row], level: float, width: float) -> Drawing:

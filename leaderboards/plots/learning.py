@@ -173,9 +173,17 @@ def _legend(drawing: Drawing, panels: Sequence[Axes], width: float) -> None:
     rows = math.ceil(len(handles) / across)
     drawing.set_figheight(drawing.get_figheight() + 0.135 * rows)
     drawing.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=across, fontsize=SMALL, frameon=False,
-        handlelength=1.6, columnspacing=1.2, labelspacing=0.3, borderaxespad=0.1,
-    )  # fmt: skip
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=across,
+        fontsize=SMALL,
+        frameon=False,
+        handlelength=1.6,
+        columnspacing=1.2,
+        labelspacing=0.3,
+        borderaxespad=0.1,
+    )
 
 
 def _engineering():  # type: ignore[no-untyped-def]

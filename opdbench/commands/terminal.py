@@ -59,8 +59,14 @@ def print_comparison(
     sets = comparable(runs, selection)
     table = find(against) if against else None
     if format_ == "json":
-        contents = [{"set": alike.title, **asdict(compare(alike.runs, alike.all_runs)),
-                  "rows": tidy_rows(alike.runs, alike.all_runs, alike.title)} for alike in sets]  # fmt: skip
+        contents = [
+            {
+                "set": alike.title,
+                **asdict(compare(alike.runs, alike.all_runs)),
+                "rows": tidy_rows(alike.runs, alike.all_runs, alike.title),
+            }
+            for alike in sets
+        ]
         whole = contents[0] if len(contents) == 1 else {"sets": contents}
         print_json(whole | {"published": asdict(table) if table else None})
         return

@@ -18,9 +18,20 @@ SIXTEEN_BIT = ("PNG", "PPM")
 """Formats whose mode I is a 16-bit picture; elsewhere it has no known white."""
 
 DAMAGE = (
-    SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, struct.error,
-    zlib.error, MemoryError, RuntimeError, Image.DecompressionBombError, Image.DecompressionBombWarning,
-)  # fmt: skip
+    SyntaxError,
+    ValueError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+    MemoryError,
+    RuntimeError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 """What Pillow's readers raise for damaged files besides `OSError`; each of these was raised by one of its formats."""
 
 

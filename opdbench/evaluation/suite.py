@@ -141,9 +141,17 @@ class Suite:
             console.progress(title, done, total, {})
 
         samples = evaluate(
-            self.model, policy, question.sampler, question.judge, question.prompts, target, meter, progress, self.team,
+            self.model,
+            policy,
+            question.sampler,
+            question.judge,
+            question.prompts,
+            target,
+            meter,
+            progress,
+            self.team,
             known=known.samples if known else None,
-        )  # fmt: skip
+        )
         before = known.meter if known else Meter()
         cost = Meter(before.forwards, before.images, before.seconds + meter.seconds, meter.peak_mib)
         for own in self.team.gather(meter):

@@ -9,7 +9,7 @@ from typing import Any
 
 from opdbench.core import Estimate, Meter
 from opdbench.errors import UserError
-from opdbench.files import checksums, misfit, read_sealed, write_sealed
+from opdbench.files import check_schema, checksums, misfit, read_sealed, write_sealed
 
 SCHEMA = 2
 
@@ -131,12 +131,8 @@ class RunRecord:
             what = "not finished (no record.json)" if path.is_dir() else "absent"
             raise UserError(f"run {str(path)!r} is {what}; run its command again to finish it, or name another")
         raw = read_sealed(file)
-        schema = raw.get("schema")
-        if schema == 1:
-            command = f"python -m opdbench.runs.migrate {file.parent.parent}"
-            raise UserError(f"record {str(file)!r} has schema 1; expected {SCHEMA}; run `{command}`")
-        if schema != SCHEMA:
-            raise UserError(f"record {str(file)!r} has schema {schema!r}; expected {SCHEMA}")
+        hint = f"; run `python -m opdbench.runs.migrate {file.parent.parent}`" if raw.get("schema") == 1 else ""
+        raw = check_schema(raw, SCHEMA, f"record {str(file)!r}", hint)
         try:
             stages = tuple(
                 StageResult(**{**s, "tasks": tuple(s["tasks"]), "meter": Meter(**s["meter"])})

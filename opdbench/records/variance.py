@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opdbench.errors import UserError
-from opdbench.files import read_json, write_json
+from opdbench.files import check_schema, read_json, write_json
 
 States = Literal["redrawn", "frozen"]
 Space = Literal["lora", "mean"]
@@ -150,10 +150,7 @@ class VarianceRecord:
     def load(path: Path) -> VarianceRecord:
         """Read a record from its file or its folder."""
         file = path / FILE if path.is_dir() else path
-        raw = read_json(file)
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            schema = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-            raise UserError(f"study {str(file)!r} has schema {schema!r}; expected {SCHEMA}")
+        raw = check_schema(read_json(file), SCHEMA, f"study {str(file)!r}")
         try:
             scenes = tuple(StudyScene(**_nested(scene, ("step_kl", "times"))) for scene in raw.pop("scenes"))
             rows = tuple(Row(**_nested(row, ("cosines",))) for row in raw.pop("rows"))

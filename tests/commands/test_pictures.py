@@ -110,9 +110,12 @@ def test_a_pipeline_without_text_is_refused(tmp_path):
     import diffusers
 
     unet = diffusers.UNet2DModel(
-        sample_size=8, block_out_channels=(8, 8), norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    )  # fmt: skip
+        sample_size=8,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
     done = opdbench("sample", "a cat", "--model", tmp_path / "ddpm", "--to", tmp_path / "a.png")
     assert (done.returncode, "expected a text-to-image pipeline" in done.stderr) == (2, True)

@@ -100,8 +100,9 @@ def layout(tensors):
     return {f"transformer.{name}": tensor for name, tensor in tensors.items()}
 
 
-@pytest.mark.parametrize(("only", "rank"), [("", 4), ("transformer_blocks.0.", 4), ("", mixed)],
-                         ids=["whole", "one block", "mixed ranks"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("only", "rank"), [("", 4), ("transformer_blocks.0.", 4), ("", mixed)], ids=["whole", "one block", "mixed ranks"]
+)
 def test_a_file_without_settings_draws_the_picture_of_plain_diffusers(only, rank, model, tmp_path):
     path = tmp_path / "bare.safetensors"
     save_file(layout(matrices(model.base, rank, only=only)), path)
@@ -176,12 +177,30 @@ def test_what_diffusers_does_not_load_is_refused_by_name(case, model, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("settings", [
-    {"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["x"]}, {"lora_bias": True}, {"fan_in_fan_out": True},
-    {"peft_type": "LOHA"}, {"r": "4"}, {"r": 0}, {"lora_alpha": "x"}, {"lora_alpha": float("nan")}, {"lora_alpha": [1]},
-    {"rank_pattern": [1]}, {"alpha_pattern": {"to_q": "x"}}, {"target_modules": [1, 2]}, {"target_modules": "(["},
-    {"target_modules": [["a"]]}, {"r": 8}, {"layer_replication": [[0, 1]]}, {"target_parameters": ["x"]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dora": True},
+        {"bias": "all"},
+        {"modules_to_save": ["x"]},
+        {"lora_bias": True},
+        {"fan_in_fan_out": True},
+        {"peft_type": "LOHA"},
+        {"r": "4"},
+        {"r": 0},
+        {"lora_alpha": "x"},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": [1]},
+        {"rank_pattern": [1]},
+        {"alpha_pattern": {"to_q": "x"}},
+        {"target_modules": [1, 2]},
+        {"target_modules": "(["},
+        {"target_modules": [["a"]]},
+        {"r": 8},
+        {"layer_replication": [[0, 1]]},
+        {"target_parameters": ["x"]},
+    ],
+)
 def test_settings_that_are_not_followed_are_one_clear_line(settings, model, tmp_path):
     folder = write_peft(tmp_path / "adapter", matrices(model.base), **settings)
     with pytest.raises(UserError, match=r"adapter .*adapter") as error:

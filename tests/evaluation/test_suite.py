@@ -80,8 +80,11 @@ def test_every_prompt_can_be_judged_when_reworded_and_is_never_the_same(task):
 
 
 def test_the_full_suite_by_the_command_line(tmp_path):
-    sets = [f"{stage}.{key}" for stage in ("start", "teacher", "student") for key in
-            ("updates=1", "prompts=2", "sampler.steps=2", "eval_sampler.steps=2")]  # fmt: skip
+    sets = [
+        f"{stage}.{key}"
+        for stage in ("start", "teacher", "student")
+        for key in ("updates=1", "prompts=2", "sampler.steps=2", "eval_sampler.steps=2")
+    ]
     words = [word for text in (*sets, "teacher.images=2", "base_sampler.steps=2") for word in ("--set", text)]
     words += ["--tasks", "ocr", "--suite", "full", "--limit", "2", "--out", str(tmp_path)]
     done = opdbench("run", *words, "--jobs", "1")

@@ -24,10 +24,18 @@ def network(seed):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = SD3Transformer2DModel(
-            sample_size=4, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-            num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=2,
+            sample_size=4,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            caption_projection_dim=16,
+            pooled_projection_dim=2,
             pos_embed_max_size=4,
-        )  # fmt: skip
+        )
         adapters.attach(made, Lora(4, 8), seed)
         torch.manual_seed(seed)
         for parameter in adapters.trainable(made).values():

@@ -96,14 +96,30 @@ def test_the_last_whole_number_outside_think_blocks_is_read(text, value):
 @pytest.mark.parametrize(
     "text",
     [
-        "Final Score: 10", "Final Score: 5.9", "Final Score: 45/100", "Final Score: 4/10", "Final Score: 4 out of 10",
-        "Final Score: 0", "Final Score: -4", "Final Score: 1 to 5", "Final Score: 1-5", "Final Score: 80%",
+        "Final Score: 10",
+        "Final Score: 5.9",
+        "Final Score: 45/100",
+        "Final Score: 4/10",
+        "Final Score: 4 out of 10",
+        "Final Score: 0",
+        "Final Score: -4",
+        "Final Score: 1 to 5",
+        "Final Score: 1-5",
+        "Final Score: 80%",
         "Final Score: 4%",
-        "Final Score: four", "Final Score:", "Final Score: 4,5", "Final Score: 1e0", "Final Score: 3.4.5",
-        "Final Score: " + "4" * 5000, "<think>Final Score: 4", "<think>Final Score: 4</think> no idea", "4", "",
+        "Final Score: four",
+        "Final Score:",
+        "Final Score: 4,5",
+        "Final Score: 1e0",
+        "Final Score: 3.4.5",
+        "Final Score: " + "4" * 5000,
+        "<think>Final Score: 4",
+        "<think>Final Score: 4</think> no idea",
+        "4",
+        "",
         "Final Score: 4. On reflection, Final Score: unclear",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_number_of_the_scale_is_no_score(text):
     with pytest.raises(AnswerError):
         final_score(text)

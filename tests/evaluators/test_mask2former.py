@@ -17,8 +17,7 @@ from opdbench.evaluators.geneval.mask2former import OBJECTS, Frame, Mask2Former,
 from opdbench.evaluators.geneval.spec import Detection
 
 NAMES = Path(__file__).resolve().parents[3] / "shared" / "prompts" / "geneval_object_names.txt"
-RED_DOG = {"tag": "colors", "prompt": "a photo of a red dog",
-           "include": [{"class": "dog", "count": 1, "color": "red"}]}  # fmt: skip
+RED_DOG = {"tag": "colors", "prompt": "a photo of a red dog", "include": [{"class": "dog", "count": 1, "color": "red"}]}
 
 
 def axis(size, target):
@@ -108,11 +107,26 @@ def checkpoint(tmp_path_factory):
     """A random Mask2Former of the real classes, saved as transformers does."""
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-    swin = SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4,
-                      out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
-    config = Mask2FormerConfig(backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32,
-                               encoder_feedforward_dim=16, dim_feedforward=16, encoder_layers=1, decoder_layers=2,
-                               num_attention_heads=2, num_queries=10, num_labels=80)  # fmt: skip
+    swin = SwinConfig(
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 1, 1],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = Mask2FormerConfig(
+        backbone_config=swin,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=16,
+        dim_feedforward=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        num_queries=10,
+        num_labels=80,
+    )
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("mask2former")
     Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
@@ -184,8 +198,12 @@ def test_only_kept_boxes_of_an_asked_class_are_classified():
 
     dog, cat = OBJECTS.index("dog"), OBJECTS.index("cat")
     mask = np.ones((10, 10), bool)
-    found = [Instance(dog, 0.2, (0, 0, 1, 1), mask), Instance(dog, 0.6, (0, 0, 2, 2), mask),
-             Instance(dog, 0.9, (0, 0, 3, 3), mask), Instance(cat, 0.9, (0, 0, 4, 4), mask)]  # fmt: skip
+    found = [
+        Instance(dog, 0.2, (0, 0, 1, 1), mask),
+        Instance(dog, 0.6, (0, 0, 2, 2), mask),
+        Instance(dog, 0.9, (0, 0, 3, 3), mask),
+        Instance(cat, 0.9, (0, 0, 4, 4), mask),
+    ]
     asked = []
 
     def classify(image, boxes, masks, name):

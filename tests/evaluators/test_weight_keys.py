@@ -82,9 +82,18 @@ def test_another_snapshot_behind_a_hub_name_makes_another_key(tmp_path):
         (root / "refs" / "main").write_text(commit)
         offline = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
         done = apart(
-            "eval", "--pictures", "rows.jsonl", "--tasks", "pickscore", "--source", "pickscore=someone/judge",
-            "--format", "json", cwd=tmp_path, env=os.environ | offline,
-        )  # fmt: skip
+            "eval",
+            "--pictures",
+            "rows.jsonl",
+            "--tasks",
+            "pickscore",
+            "--source",
+            "pickscore=someone/judge",
+            "--format",
+            "json",
+            cwd=tmp_path,
+            env=os.environ | offline,
+        )
         assert done.returncode == 0, done.stderr
         row = json.loads(done.stdout)[0]
         values.append(row["value"])

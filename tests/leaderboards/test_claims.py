@@ -69,12 +69,16 @@ def test_the_gain_is_shared_by_one_scale_and_claims_under_a_preset_wait_for_its_
     tasks = World().learnt
     goals = {task: np.mean([value(r, "teacher", task) for r in runs if "opd" in r.record.method]) for task in tasks}
     gains = {
-        run.record.method: np.mean([
-            (value(r, "student", task) - value(r, "base", task)) / (goals[task] - value(r, "base", task))
-            for r in runs for task in tasks if r.record.method == run.record.method
-        ])
+        run.record.method: np.mean(
+            [
+                (value(r, "student", task) - value(r, "base", task)) / (goals[task] - value(r, "base", task))
+                for r in runs
+                for task in tasks
+                if r.record.method == run.record.method
+            ]
+        )
         for run in runs
-    }  # fmt: skip
+    }
     (found,) = judge(claims, runs, range(5))
     assert found.verdict == "reproduced"
     assert f"{gains['opd+half'] - gains['rl+half']:+.4f} ± " in found.detail
@@ -103,10 +107,16 @@ def test_the_cost_of_a_goal_is_interpolated_by_seed_or_bounded(tmp_path):
         levels = {"base": 0.4, "teacher": 0.8, "student": student}
         return make_runs(tmp_path, [method], 4, World(updates=updates, levels=levels, taught=taught, noise=0.05))
 
-    runs = load_runs([
-        *make("opd", 40, 0.6), *make("opd", 80, 0.9), *make("rl", 30, 0.5, False), *make("rl", 60, 0.85, False),
-        *make("low", 90, 0.5), *make("quick", 20, 0.95),
-    ])  # fmt: skip
+    runs = load_runs(
+        [
+            *make("opd", 40, 0.6),
+            *make("opd", 80, 0.9),
+            *make("rl", 30, 0.5, False),
+            *make("rl", 60, 0.85, False),
+            *make("low", 90, 0.5),
+            *make("quick", 20, 0.95),
+        ]
+    )
     claims = [
         Claim(f"{a} {b}", a, b, COST) for a in ("rl", "opd", "low", "quick") for b in ("opd", "low", "quick", "rl")
     ]
@@ -222,9 +232,18 @@ def simulate(rng, draw):
             policies += [policy("student", "student", zip(tasks, score, strict=True), tasks)]
             config = {"recipe": {"stages": []}}
             record = RunRecord(
-                "", str(number), f"m{number}", tasks, seed, {"source": "t", "hash": "h"}, config, (),
-                tuple(policies), {}, "",
-            )  # fmt: skip
+                "",
+                str(number),
+                f"m{number}",
+                tasks,
+                seed,
+                {"source": "t", "hash": "h"},
+                config,
+                (),
+                tuple(policies),
+                {},
+                "",
+            )
             runs.append(Run(record, Path("none")))
     return runs
 

@@ -172,8 +172,12 @@ def test_a_run_of_which_nothing_was_scored_leaves_nothing_to_pair(tmp_path):
 
 def test_mean_gain_forgetting_and_worst_task_by_hand(runs):
     entry = next(e for e in compare(runs).entries if e.method == "good")
-    values = {(r.record.seed, r.record.method, p.name, c.task): c.estimate.value
-              for r in runs for p in r.record.policies for c in p.cells}  # fmt: skip
+    values = {
+        (r.record.seed, r.record.method, p.name, c.task): c.estimate.value
+        for r in runs
+        for p in r.record.policies
+        for c in p.cells
+    }
     methods, seeds, tasks = ("even", "same", "good"), range(5), ("ocr", "geneval")
     shares = {}
     for task in tasks:

@@ -71,8 +71,14 @@ def test_teachers_that_runs_share_count_once(tmp_path):
     shared = [Run(replace(runs[0].record, method=name), runs[0].folder) for name in "abc"]
     for task, scale in common_scales([*runs, *other]).items():
         assert common_scales([*shared, *other, *runs])[task] == scale
-        teachers = [c.estimate.value for r in (*runs, *other) for p in r.record.policies if p.role == "teacher"
-                    for c in p.cells if c.trained and c.task == task]  # fmt: skip
+        teachers = [
+            c.estimate.value
+            for r in (*runs, *other)
+            for p in r.record.policies
+            if p.role == "teacher"
+            for c in p.cells
+            if c.trained and c.task == task
+        ]
         assert scale.teacher == pytest.approx(np.mean(teachers))
 
 

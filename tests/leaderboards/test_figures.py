@@ -59,8 +59,13 @@ def test_a_long_curve_has_few_points_and_one_that_is_not_recorded_is_left_out(tm
 
 
 def test_a_methods_budgets_are_joined_unless_two_cost_the_same(tmp_path):
-    runs = load_runs([*make_runs(tmp_path, ["opd"], 2), *make_runs(tmp_path, ["opd"], 2, World(updates=90)),
-                      *make_runs(tmp_path, ["sft"], 2)])  # fmt: skip
+    runs = load_runs(
+        [
+            *make_runs(tmp_path, ["opd"], 2),
+            *make_runs(tmp_path, ["opd"], 2, World(updates=90)),
+            *make_runs(tmp_path, ["sft"], 2),
+        ]
+    )
     comparison = compare(runs)
     slots = {entry.label: k for k, entry in enumerate(comparison.entries, 1)}
     marks = figures.frontiers(comparison, slots)[0].marks

@@ -192,8 +192,11 @@ def test_csv_has_a_row_per_run_policy_task_metric_and_seed(runs, capsys):
     keys = [tuple(row[name] for name in ("run", "policy", "task", "metric", "seed")) for row in rows]
     assert len(set(keys)) == len(keys)
     run = runs[0].record
-    (score,) = [row for row in rows if row["run"] == run.digest and (row["policy"], row["task"], row["metric"]) ==
-                ("student", "ocr", "score")]  # fmt: skip
+    (score,) = [
+        row
+        for row in rows
+        if row["run"] == run.digest and (row["policy"], row["task"], row["metric"]) == ("student", "ocr", "score")
+    ]
     cell = next(c for c in runs[0].result.cells if c.task == "ocr")
     assert float(score["value"]) == cell.estimate.value
     assert (score["seed"], score["n"], score["torch"]) == (str(run.seed), str(cell.estimate.n), "2.7")

@@ -87,8 +87,10 @@ def test_a_filter_changes_what_is_shown_and_no_score(folder):
     (alike,) = comparable(runs, RunFilter(tasks=("ocr",)))
     assert {score.task for score in compare(alike.runs, alike.all_runs).scores} == {"ocr"}
     with pytest.raises(UserError, match="both a selected method and a selected seed"):
-        comparable([run for run in runs if (run.record.method, run.record.seed) != ("sft", 1)],
-                   RunFilter(methods=("sft",), seeds=(1,)))  # fmt: skip
+        comparable(
+            [run for run in runs if (run.record.method, run.record.seed) != ("sft", 1)],
+            RunFilter(methods=("sft",), seeds=(1,)),
+        )
 
 
 def test_runs_that_were_evaluated_differently_are_sets_named_by_what_differs(tmp_path):

@@ -36,10 +36,12 @@ def test_probes_are_tables_of_their_own(runs):
         probes = [
             Probe(kind, policy, "ocr", on, "k", estimate)
             for kind, policy, on in (
-                ("stage", "start", ""), ("prompts", "student", "geneval"), ("change", "student", "guidance 2"),
+                ("stage", "start", ""),
+                ("prompts", "student", "geneval"),
+                ("change", "student", "guidance 2"),
                 ("kl", "student", ""),
             )
-        ]  # fmt: skip
+        ]
         return replace(run, record=replace(run.record, probes=tuple(probes)))
 
     even = [run for run in runs if run.record.method == "even"]
@@ -129,8 +131,10 @@ def test_a_column_has_equal_digits_and_no_negative_zero():
     assert not any(cell.text for cell in errors.cells)
     mixed = figure_columns("score", [Figure(0.5, 0.031, False, 1), Figure(0.75, 0.02, True, 5)])
     assert [[cell.text for cell in column.cells] for column in mixed] == [
-        ["0.500", "0.750"], ["", "±0.020"], ["±0.031", ""],
-    ]  # fmt: skip
+        ["0.500", "0.750"],
+        ["", "±0.020"],
+        ["±0.031", ""],
+    ]
     assert rounded(-0.0004, 3, "+") == "+0.000"
 
 

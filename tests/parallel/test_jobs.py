@@ -36,9 +36,14 @@ def test_every_job_is_done_once_after_what_it_needs(workers, tmp_path):
     assert sorted(heard.lines) == [(name, 1, 1, {"loss": 0.5}) for name in "abcd"]
 
 
-@pytest.mark.parametrize(("workers", "broken", "why"), [
-    (1, fail, "lr is too high"), (2, fail, "lr is too high"), (2, die, "its process was killed by signal 9"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("workers", "broken", "why"),
+    [
+        (1, fail, "lr is too high"),
+        (2, fail, "lr is too high"),
+        (2, die, "its process was killed by signal 9"),
+    ],
+)
 def test_a_failure_is_one_line_and_leaves_what_does_not_need_it(workers, broken, why, tmp_path):
     heard = Heard()
     with pytest.raises(UserError, match=f"job b: {why}; 1 that build on it were left out; the same command") as caught:

@@ -77,9 +77,12 @@ def test_killed_workers_change_no_record(tmp_path):
 
 @pytest.mark.parametrize(
     ("address", "message"),
-    [("127.0.0.1:1", "cannot reach the Ray cluster '127.0.0.1:1'"), ("here", "expected auto, host:port"),
-     ("auto", "cannot use the Ray cluster 'auto'")],
-)  # fmt: skip
+    [
+        ("127.0.0.1:1", "cannot reach the Ray cluster '127.0.0.1:1'"),
+        ("here", "expected auto, host:port"),
+        ("auto", "cannot use the Ray cluster 'auto'"),
+    ],
+)
 def test_a_cluster_that_is_not_there_is_one_clear_line(address, message, tmp_path):
     pytest.importorskip("ray")
     done = opdbench("run", *SHORT, "--backend", "ray", "--address", address, "--out", tmp_path)

@@ -89,8 +89,24 @@ def test_bad_overrides_are_one_clear_line(override, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["/some/where/s", "../../x/s", "a/b", "..", ".hidden", "", "a\\nb", "base", "a+b",
-                                  "x" * 101, "a\\u0000b", " a", "c:\\\\x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/some/where/s",
+        "../../x/s",
+        "a/b",
+        "..",
+        ".hidden",
+        "",
+        "a\\nb",
+        "base",
+        "a+b",
+        "x" * 101,
+        "a\\u0000b",
+        " a",
+        "c:\\\\x",
+    ],
+)
 def test_a_name_never_becomes_a_path(name, tmp_path):
     path = tmp_path / "x.toml"
     path.write_text(f'[[stage]]\nname = "{name}"\nloss = "opd"')

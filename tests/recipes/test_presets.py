@@ -43,9 +43,10 @@ def test_the_papers_settings():
     assert (student.sampler, student.eval_sampler) == (Sampler("ode", 10, 0.0, 4.5), Sampler("ode", 40, 0.0, 4.5))
     how = {t.name: (t.loss, t.sampler.name, t.sampler.guidance, found.guidance(student, t.name)) for t in teachers}
     assert how == {
-        "teacher-ocr": ("grpo-guard", "flow-sde", 4.5, 4.5), "teacher-geneval": ("nft", "dpm2m", 1.0, 1.0),
+        "teacher-ocr": ("grpo-guard", "flow-sde", 4.5, 4.5),
+        "teacher-geneval": ("nft", "dpm2m", 1.0, 1.0),
         "teacher-pickscore": ("grpo-guard", "flow-sde", 4.5, 4.5),
-    }  # fmt: skip
+    }
     assert student.ema**8 == pytest.approx(0.9**3, abs=0.01)  # the official average moves thrice every eighth update
 
 
@@ -111,9 +112,11 @@ def test_latents_of_sd35_at_the_papers_resolution():
 
 def test_a_run_has_the_presets_size_and_its_judges_alone(tmp_path):
     path = tmp_path / "small.toml"
-    path.write_text("resolution = 32\njudges = { ocr = 'ocr' }\ndrop = ['start']\n[base_sampler]\nsteps = 2\n"
-                    "[defaults]\nupdates = 1\nprompts = 2\nimages = 2\nsampler = { steps = 2 }\n"
-                    "eval_sampler = { steps = 2 }\n")  # fmt: skip
+    path.write_text(
+        "resolution = 32\njudges = { ocr = 'ocr' }\ndrop = ['start']\n[base_sampler]\nsteps = 2\n"
+        "[defaults]\nupdates = 1\nprompts = 2\nimages = 2\nsampler = { steps = 2 }\n"
+        "eval_sampler = { steps = 2 }\n"
+    )
     args = ["run", "--preset", path, "--limit", "2", "--out", tmp_path / "runs", "--jobs", "1"]
     done = opdbench(*args, "--tasks", "ocr")
     assert done.returncode == 0, done.stderr

@@ -81,9 +81,15 @@ def test_the_predicted_cost_is_what_the_meter_counts(name, model, blank, tmp_pat
     whole = plan(recipe(name), TASKS)
     for stage in whole.stages if name == "opd" else whole.stages[-1:]:
         small = replace(
-            stage, updates=2, prompts=4, images=min(stage.images, 2), rank=2, alpha=2, targets=("to_q",),
+            stage,
+            updates=2,
+            prompts=4,
+            images=min(stage.images, 2),
+            rank=2,
+            alpha=2,
+            targets=("to_q",),
             sampler=replace(stage.sampler, steps=4),
-        )  # fmt: skip
+        )
         teachers = {task: model.frozen(None, whole.guidance(small, source)) for task, source in small.teachers}
         folder = tmp_path / stage.name
         folder.mkdir()

@@ -135,9 +135,11 @@ def test_a_run_takes_a_release_in_place_of_its_teachers(adapter, tmp_path):
     (folder,) = (tmp_path / "runs").glob("opd+released-*")
     record = RunRecord.load(folder)
     assert [(s.name, s.loss, s.reused, s.meter.total() > 0) for s in record.stages] == [
-        ("start", "opd", False, True), ("teacher-ocr", "released", True, False),
-        ("teacher-geneval", "released", True, False), ("student", "opd", False, True),
-    ]  # fmt: skip
+        ("start", "opd", False, True),
+        ("teacher-ocr", "released", True, False),
+        ("teacher-geneval", "released", True, False),
+        ("student", "opd", False, True),
+    ]
     assert {p.name for p in record.policies} == {"base", "teacher-ocr", "teacher-geneval", "student"}
     about = json.loads((tmp_path / "runs" / "stages" / record.stages[1].digest / "stage.json").read_text())
     assert about["place"] == str(tmp_path / "release" / "OCRTeacher" / "lora")

@@ -63,8 +63,9 @@ def drawn(model, seed):
 
 def stage(method, updates, **settings):
     sampler = settings.pop("sampler", Sampler("ode", 2))
-    return Stage("s", method, ("grey",), updates, 2, 2, sampler=sampler, rank=4, alpha=8, targets=("to_q",), lr=1e-2,
-                 **settings)  # fmt: skip
+    return Stage(
+        "s", method, ("grey",), updates, 2, 2, sampler=sampler, rank=4, alpha=8, targets=("to_q",), lr=1e-2, **settings
+    )
 
 
 STAGES = {
@@ -248,8 +249,10 @@ def test_a_long_run_holds_no_more_at_its_end_than_early(trainer):
 
     made.run(report)
     (_, (bytes0, objects0, files0, sizes0)), (_, (bytes1, objects1, files1, sizes1)) = seen.items()
-    print(f"{UPDATES} updates: {bytes0 / 2**20:.1f} to {bytes1 / 2**20:.1f} MiB, {objects0} to {objects1} objects, ",
-          f"{files0} to {files1} files; {sizes0} to {sizes1}")  # fmt: skip
+    print(
+        f"{UPDATES} updates: {bytes0 / 2**20:.1f} to {bytes1 / 2**20:.1f} MiB, {objects0} to {objects1} objects, ",
+        f"{files0} to {files1} files; {sizes0} to {sizes1}",
+    )
     assert bytes1 - bytes0 < 8 * 2**20
     assert abs(objects1 - objects0) < 100
     assert files1 == files0

@@ -29,9 +29,19 @@ class _Brightness:
 def trainer(model, tmp_path):
     def make(method, options, start=None, **settings):
         stage = Stage(
-            "s", method, ("grey",), 1, 2, 4, sampler=Sampler("flow-sde", 3, 0.7), rank=4, alpha=8, targets=("to_q",),
-            options=options, **settings,
-        )  # fmt: skip
+            "s",
+            method,
+            ("grey",),
+            1,
+            2,
+            4,
+            sampler=Sampler("flow-sde", 3, 0.7),
+            rank=4,
+            alpha=8,
+            targets=("to_q",),
+            options=options,
+            **settings,
+        )
         return Trainer(stage, 0, model, {"grey": _Brightness()}, {}, tmp_path, start)
 
     return make
