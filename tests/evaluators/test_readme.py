@@ -30,7 +30,7 @@ def versions(name):
         return {JUDGES[name].version}
     if name == "ocr-paddle":  # its engine need not be installed
         return versions("ocr")
-    judge = evaluator(name)
+    judge = evaluator({"control": "control:contrast", "dial": "dial:b:area:1:0.5"}.get(name, name))
     return {int(re.search(r"@(\d+)\[", metric_key(judge, side))[1]) for side in (64, ANY_SIDE)}
 
 
