@@ -21,9 +21,13 @@ DISTANCE = 50.0
 LEAST = 0.008
 """Share of content pixels below which nothing is there; renderings of the task have 0.03 at least."""
 
-FREE, FAR = 0.06, 0.16
+FREE, FAR = 0.04, 0.12
 """Offset of the content's middle from the picture's, in sides, up to which the score is 1 and from which it is 0.
 In renderings it is at most 0.03 without the fault, and 0.18 to 0.22 with it."""
+
+FULL, OVERFULL = 0.11, 0.12
+"""Share of content pixels up to which the score stays as it is and from which it is 0; renderings of the training
+prompts have 0.108 at most. Without this bound larger content scores higher, since what fills a picture is centred."""
 
 
 def content_mask(image: Image) -> np.ndarray:
@@ -34,11 +38,12 @@ def content_mask(image: Image) -> np.ndarray:
     return np.sqrt(np.square(pixels - background).sum(2)) > DISTANCE
 
 
-def offset(image: Image) -> float | None:
-    """Larger of the two distances between the middles of content and picture, in sides; None without content."""
-    mask = content_mask(image)
-    if mask.mean() < LEAST:
-        return None
+def offset(mask: np.ndarray) -> float:
+    """Larger of the two distances between the middles of content and picture, in sides.
+
+    Args:
+        mask: which pixels are content, boolean `(H, W)`; not all False.
+    """
     middles = []
     for axis in (0, 1):
         line = np.flatnonzero(mask.any(1 - axis))
@@ -51,10 +56,13 @@ def offset(image: Image) -> float | None:
 
 
 class Centred:
-    """Is the content in the middle? 1 up to an offset of `FREE`, falling to 0 at `FAR`; 0 if nothing is there."""
+    """Is the content in the middle? 1 up to an offset of `FREE`, falling to 0 at `FAR`.
+
+    The score is 0 if nothing is there, and falls to 0 where the content is larger than the task's.
+    """
 
     name = "preference"
-    version = 2
+    version = 3
     backend = "centre"
     unit = "1 - offset from the middle"
     range = (0.0, 1.0)
@@ -78,13 +86,22 @@ class Centred:
         return ""
 
     def score(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Score]:
-        """The score as value and reward; the offset as a metric."""
-        scores = []
-        for image, _ in zip(images, prompts, strict=True):
-            away = offset(image)
-            if away is None:
-                scores.append(Score(0.0, 0.0, "nothing is there"))
-                continue
-            value = min(max((FAR - away) / (FAR - FREE), 0.0), 1.0)
-            scores.append(Score(value, value, "" if value == 1 else f"{away:.2f} off", metrics={"offset": away}))
-        return scores
+        """The score as value and reward; the offset and the content's share of the picture as metrics."""
+        return [_score(content_mask(image)) for image, _ in zip(images, prompts, strict=True)]
+
+
+def _fall(value: float, top: float, bottom: float) -> float:
+    """1 up to `top`, then falling in a line to 0 at `bottom`."""
+    return min(max((bottom - value) / (bottom - top), 0.0), 1.0)
+
+
+def _score(mask: np.ndarray) -> Score:
+    share = float(mask.mean())
+    if share < LEAST:
+        return Score(0.0, 0.0, "nothing is there")
+    away = offset(mask)
+    centred, fits = _fall(away, FREE, FAR), _fall(share, FULL, OVERFULL)
+    reasons = [f"{away:.2f} off"] if centred < 1 else []
+    reasons += [f"fills {share:.2f}"] if fits < 1 else []
+    value = centred * fits
+    return Score(value, value, ", ".join(reasons), metrics={"offset": away, "share": share})

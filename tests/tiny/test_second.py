@@ -7,12 +7,14 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from opdbench.diffusion.sources import EDITIONS, locate, tiny_folder
 from opdbench.errors import UserError
 from opdbench.evaluators.second.controls import MEASURES
 from opdbench.evaluators.second.dial import PROPERTIES
+from opdbench.evaluators.second.style import FULL, OVERFULL
 from opdbench.files import hash_folder
 from opdbench.registry import evaluator, suite
 from opdbench.tiny.prompts import TAGS
@@ -96,6 +98,18 @@ def test_a_fault_keeps_contrast_saturation_and_sharpness(kind):
 def test_the_fault_of_style_keeps_the_content():
     prompts, images = pictures("preference", 60, True)
     assert np.mean([s.value for s in evaluator("geneval-tiny2").score(images, prompts)]) > 0.95
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_larger_content_buys_no_style(fault):
+    prompts, images = pictures("preference", 60, fault)
+    judge = evaluator("preference-tiny2")
+    scores = judge.score(images, prompts)
+    assert all(s.metrics["share"] <= FULL for s in scores)
+    larger = [i.resize((128, 128), Image.Resampling.LANCZOS).crop((32, 32, 96, 96)) for i in images]
+    for before, after in zip(scores, judge.score(larger, prompts), strict=True):
+        assert after.value <= before.value
+        assert after.value == 0 or after.metrics["share"] < OVERFULL
 
 
 def test_partners_are_symmetric():
