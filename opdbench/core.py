@@ -192,16 +192,19 @@ def judge_failed(row: Score | Sample) -> bool:
     return row.value is None and bool(row.details.get(JUDGE_FAILED))
 
 
-def metric_key(evaluator: Evaluator, side: int | None = None) -> str:
+def metric_key(evaluator: Evaluator, side: int | None = None, plugin: str = "") -> str:
     """Name, version and backend: `geneval@1[shapes]`.
 
     Args:
         evaluator: whose numbers they are.
         side: of the pictures, in pixels, for an evaluator whose `version_at(side)` depends on it.
+        plugin: distribution, version and source hash of an evaluator from outside, so that changed code has a key of
+            its own; "" for opdbench's own.
     """
     version_at = getattr(evaluator, "version_at", None)
     version = evaluator.version if version_at is None or side is None else version_at(side)
-    return f"{evaluator.name}@{version}[{evaluator.backend}]"
+    backend = f"{evaluator.backend}, {plugin}" if plugin else evaluator.backend
+    return f"{evaluator.name}@{version}[{backend}]"
 
 
 @dataclass

@@ -62,7 +62,7 @@ def plugin_version(group: str, name: str) -> str:
     change anywhere in the plug-in is seen.
     """
     for point in entry_points(group=f"opdbench.{group}"):
-        if point.name == name and point.dist is not None and not _is_built_in(point):
+        if point.name == name.partition(":")[0] and point.dist is not None and not _is_built_in(point):
             return f"{point.dist.name} {point.dist.version} {_source_hash(point.module)}".strip()
     return ""
 

@@ -13,7 +13,7 @@ from PIL import Image
 from opdbench.errors import UserError
 from opdbench.files import data_url
 from opdbench.leaderboards.numbers.runs import Group
-from opdbench.records.rows import Shot, read_shots
+from opdbench.records.rows import Shot
 
 SIDE = 256
 """Longer side of a picture on the page, in pixels."""
@@ -41,7 +41,7 @@ def album(groups: Sequence[Group], failures: bool) -> Mapping[str, list[Strip]]:
     strips: dict[str, dict[tuple[str, ...], Strip]] = defaultdict(dict)
     for group in groups:
         run, own = group.runs[0], defaultdict(list)
-        for shot, path in read_shots(run.folder):
+        for shot, path in run.shots():
             if shot.failure == failures:
                 own[shot.task, shot.policy].append((shot, _thumbnail(path)))
         for (task, policy), shots in own.items():

@@ -145,7 +145,8 @@ def _extended(
     result: Result, judge: Evaluator, prompts: Sequence[Prompt], samples: list[Sample], pictures: list[NamedPicture]
 ) -> Result:
     """`result` with another task."""
-    key = f"{metric_key(judge, ANY_SIDE)} {prompt_hash(prompts)}"
+    version = registry.plugin_version(registry.judge_group(judge.name), judge.name)
+    key = f"{metric_key(judge, ANY_SIDE, version)} {prompt_hash(prompts)}"
     return replace(
         result,
         estimates=[*result.estimates, *table(judge.name, key, set_name(prompts), samples)],

@@ -32,7 +32,7 @@ def verify(
         print(f"{result.kind} {result.path}: {result.damage}")
     unsealed = sum(not result.sealed for result in results)
     old = f", {unsealed} without checksums (first edition)" if unsealed else ""
-    print(f"{len(results)} stages, evaluations and runs: {len(damaged)} damaged{old}")
+    print(f"{len(results)} stages, evaluations, runs and studies: {len(damaged)} damaged{old}")
     if damaged:
         print("run their commands again: what does not fit is renamed and made again")
         raise typer.Exit(1)

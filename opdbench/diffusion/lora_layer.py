@@ -12,7 +12,6 @@ are those of PEFT bit for bit (`tests/diffusion/test_adapters.py`).
 
 from __future__ import annotations
 
-from types import MethodType
 from typing import Any
 
 import torch
@@ -25,24 +24,32 @@ ADAPTER = "default"
 def fuse(network: nn.Module) -> None:
     """Replace the forward pass of every LoRA layer of `network`; PEFT's is used whenever the layer is set otherwise."""
     for module in network.modules():
-        if isinstance(module, Linear) and ADAPTER in module.lora_A:
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+        if type(module) is Linear and ADAPTER in module.lora_A:
+            module.__class__ = FusedLinear
 
 
 def unfuse(network: nn.Module) -> None:
     """Give every LoRA layer of `network` PEFT's own forward pass back, as the reference of a measurement."""
     for module in network.modules():
-        if isinstance(module, Linear) and "forward" in vars(module):
-            del module.forward
+        if isinstance(module, FusedLinear):
+            module.__class__ = Linear
 
 
-def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if args or kwargs or not _is_plain(self):
-        return type(self).forward(self, x, *args, **kwargs)
-    base: Tensor = self.base_layer(x)
-    down = nn.functional.linear(x, self.lora_A[ADAPTER].weight)
-    up = self.scaling[ADAPTER] * self.lora_B[ADAPTER].weight
-    return torch.addmm(base.flatten(0, -2), down.flatten(0, -2), up.t()).view(base.shape)
+class FusedLinear(Linear):
+    """PEFT's LoRA layer with another forward pass.
+
+    The class of a layer is changed in place, so that compiled code is shared by all blocks of a denoiser; a method of
+    single objects would be compiled for each.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """W x + b + (alpha / r) B A x in the dtype of `x`; the adapter's matrices may be fp32."""
+        if args or kwargs or not _is_plain(self):
+            return super().forward(x, *args, **kwargs)
+        base: Tensor = self.base_layer(x)
+        down = nn.functional.linear(x, self.lora_A[ADAPTER].weight.to(x.dtype))
+        up = (self.scaling[ADAPTER] * self.lora_B[ADAPTER].weight).to(x.dtype)
+        return torch.addmm(base.flatten(0, -2), down.flatten(0, -2), up.t()).view(base.shape)
 
 
 def _is_plain(layer: Linear) -> bool:

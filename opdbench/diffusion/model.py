@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -17,12 +18,15 @@ from torch.utils.checkpoint import checkpoint
 from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Adapter, Lora
 from opdbench.diffusion.lora_layer import fuse
-from opdbench.diffusion.sources import MAX_TEXT, TINY, _load, latent_shape
+from opdbench.diffusion.sources import MAX_TEXT, TINY, _load, latent_shape, load_denoiser
 from opdbench.diffusion.walk import Velocity
 from opdbench.errors import UserError
 
 ENCODED_BYTES = 2**30
 """Size of the cache of encoded prompts: 600 of SD3.5 at 1.7 MB each; all prompts of the tiny model."""
+
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,9 @@ class Policy:
             x, times = torch.cat([x, x]), torch.cat([times, times])
             states = torch.cat([empty.states.expand_as(states), states])
             pooled = torch.cat([empty.pooled.expand_as(pooled), pooled])
-        mixed = nullcontext() if self.dtype == torch.float32 else torch.autocast(x.device.type, self.dtype)
-        with mixed:
+        with self._mixed():
             out = self.network(
-                hidden_states=x,
+                hidden_states=x.to(self.dtype),
                 timestep=1000 * times,
                 encoder_hidden_states=states,
                 pooled_projections=pooled,
@@ -99,6 +102,15 @@ class Policy:
             return out
         without, with_text = out.chunk(2)
         return without + self.guidance * (with_text - without)
+
+    def _mixed(self) -> AbstractContextManager[Any]:
+        """Context of a forward pass; weights and inputs have `dtype`, and only other adapters need autocasts."""
+        return nullcontext()
+
+    def compile(self, mode: bool | str = True) -> None:
+        """Compile the denoiser's blocks, each shape of pictures by itself; `graphs` captures CUDA graphs too."""
+        for block in self.network.transformer_blocks:
+            block.compile(dynamic=False, mode="reduce-overhead" if mode == "graphs" else None)
 
     def save_memory(self) -> None:
         """Keep only the inputs of the blocks for the backward pass, which then costs one more forward."""
@@ -134,9 +146,34 @@ class Model:
             encoder.to(self.device).requires_grad_(False).eval()
         self.resolution = resolution
         self.latent_shape = latent_shape(self.base.config, pipe.vae_scale_factor, resolution)
+        self._others: dict[torch.dtype, Model] = {}
+        self._prepare_prompts()
+
+    def _prepare_prompts(self) -> None:
         self.empty = self._encode("")
         size = sum(t.nbytes for t in (self.empty.states, self.empty.pooled))
         self._encoded = lru_cache(max(1, ENCODED_BYTES // size))(self._encode)
+
+    def at(self, precision: str) -> Model:
+        """The same pipeline with weights and forwards of the denoiser in `fp32` or `bf16`; "" is this model's own.
+
+        Encoders and decoder are shared. Velocities are fp32 in any case, and so is all that is computed of them.
+        """
+        dtype = PRECISIONS[precision] if precision else self.dtype
+        if dtype == self.dtype:
+            return self
+        if dtype not in self._others:
+            self._others[dtype] = self._in_dtype(dtype)
+        return self._others[dtype]
+
+    def _in_dtype(self, dtype: torch.dtype) -> Model:
+        other = copy.copy(self)
+        other.dtype, other._others = dtype, {self.dtype: self}
+        # Rounded weights do not come back, so those of more digits are read again.
+        weights = load_denoiser(self.source) if dtype == torch.float32 else copy.deepcopy(self.base)
+        other.base = weights.to(self.device, dtype).requires_grad_(False).eval()
+        other._prepare_prompts()
+        return other
 
     def sigmas(self, steps: int) -> list[float]:
         """The scheduler's times 1 = t_0 > ... > t_N = 0."""

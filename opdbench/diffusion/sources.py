@@ -88,6 +88,14 @@ def _load(source: str) -> StableDiffusion3Pipeline:
         return StableDiffusion3Pipeline.from_pretrained(location, torch_dtype=torch.float32, use_safetensors=True)
 
 
+def load_denoiser(source: str) -> SD3Transformer2DModel:
+    """The denoiser alone, fp32 on the CPU."""
+    with _loading(source) as location:
+        return SD3Transformer2DModel.from_pretrained(
+            location, subfolder="transformer", torch_dtype=torch.float32, use_safetensors=True
+        )
+
+
 @contextmanager
 def _loading(source: str) -> Iterator[str]:
     """Yield the folder or hub id to load from; silences the libraries and turns their errors into `UserError`."""

@@ -72,11 +72,16 @@ def prompt_hash(prompts: Sequence[Prompt]) -> str:
     return digest([asdict(p) for p in prompts])
 
 
-def column_key(evaluator: Evaluator, prompts: Sequence[Prompt], sampler: Sampler, model: Model) -> str:
-    """What must agree for two numbers to share a column; guidance may differ, as policies own it."""
+def column_key(
+    evaluator: Evaluator, prompts: Sequence[Prompt], sampler: Sampler, model: Model, plugin: str = ""
+) -> str:
+    """What must agree for two numbers to share a column; guidance may differ, as policies own it.
+
+    `plugin` is the version of an evaluator from outside.
+    """
     noise = f"-a{sampler.noise_level:g}" if sampler.noise_level else ""
     walk_key = f"{sampler.name}-{sampler.steps}{noise}" + (f"-{model.resolution}px" if model.resolution else "")
-    metric = metric_key(evaluator, picture_side(model))
+    metric = metric_key(evaluator, picture_side(model), plugin)
     return f"{metric} {prompt_hash(prompts)} {walk_key} {str(model.dtype).removeprefix('torch.')}"
 
 

@@ -85,10 +85,9 @@ def evaluate_model(
     rows: list[dict[str, Any]] = []
     for task, judge in evaluators.items():
         note_doubts(task, judge, chosen[task], console)
-        key = column_key(judge, chosen[task], subject.sampler, model)
-        version = plugin_version(judge_group(task), task)
+        key = column_key(judge, chosen[task], subject.sampler, model, plugin_version(judge_group(task), task))
         known = [adapter.digest() if adapter else "base", weights, subject.sampler, key]
-        further = [*([version] if version else []), *([{"seed": subject.seed}] if subject.seed else [])]
+        further = [{"seed": subject.seed}] if subject.seed else []
         name, title = digest([FORMAT, *known, *further]), f"evaluate {task}"
         pictures = PictureFolder(store.path(name).with_name(f"{name}-pictures"), chosen[task])
         keep = pictures.keep if keep_pictures else None

@@ -61,9 +61,9 @@ def evaluate_pictures(
         note_doubts(task, judge, prompts, console)
         if uneven(pictures):
             console.note(f"{task}: {uneven(pictures)}")
-        key = f"{metric_key(judge, ANY_SIDE)} {prompt_hash(prompts)} pictures@{PICTURES_VERSION}"
-        version = plugin_version(judge_group(task), task)
-        target = folder / f"{task}-{digest([FORMAT, key, *([version] if version else [])])[:8]}.jsonl"
+        metric = metric_key(judge, ANY_SIDE, plugin_version(judge_group(task), task))
+        key = f"{metric} {prompt_hash(prompts)} pictures@{PICTURES_VERSION}"
+        target = folder / f"{task}-{digest([FORMAT, key])[:8]}.jsonl"
         progress = partial(console.progress, f"score {task}", figures={})
         score = partial(_score_pictures, judge)
         parts = cut(pictures, BATCH, (lambda picture: picture.prompt.id) if compares(judge) else None)

@@ -106,7 +106,8 @@ class Suite:
 
     def key(self, question: PolicyQuestion) -> str:
         """What the answer may share a column with."""
-        return column_key(question.judge, question.prompts, question.sampler, self.model)
+        plugin = self.plugins.get(question.judge.name, "")
+        return column_key(question.judge, question.prompts, question.sampler, self.model, plugin)
 
     def ask(self, question: PolicyQuestion, title: str, console: Console) -> tuple[list[Sample], Meter]:
         """Rows of an evaluation, and its cost, which is kept beside them; one that is in the store is reused."""

@@ -53,17 +53,20 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def write_part(path: Path, samples: Sequence[Sample]) -> None:
-    """Some rows of an evaluation in progress; the last line has the hash of those before it."""
+    """Some rows of an evaluation in progress; the last line has the hash of the file's name and of the lines before."""
     text = _lines(path, samples)
-    seal = hashlib.sha256(text.encode()).hexdigest()
-    write_text(path, text + json.dumps({"sha256": seal}) + "\n")
+    write_text(path, text + json.dumps({"sha256": _seal(path, text)}) + "\n")
+
+
+def _seal(path: Path, text: str) -> str:
+    return hashlib.sha256(f"{path.name}\n{text}".encode()).hexdigest()
 
 
 def read_part(path: Path) -> list[Sample] | None:
-    """Rows of `write_part`; None if the file does not have the content that was written."""
+    """Rows of `write_part`; None if the file does not have the content that was written under its name."""
     try:
         text, _, last = path.read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
-        if json.loads(last) != {"sha256": hashlib.sha256(f"{text}\n".encode()).hexdigest()}:
+        if json.loads(last) != {"sha256": _seal(path, f"{text}\n")}:
             return None
         return [Sample(**json.loads(line)) for line in text.splitlines()]
     except (OSError, TypeError, ValueError):

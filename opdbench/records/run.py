@@ -10,6 +10,7 @@ from typing import Any
 from opdbench.core import Estimate, Meter
 from opdbench.errors import UserError
 from opdbench.files import check_schema, checksums, misfit, read_sealed, write_sealed
+from opdbench.records.rows import Shot, read_shots
 
 SCHEMA = 2
 
@@ -184,5 +185,24 @@ class Run:
         return next((p for p in reversed(self.record.policies) if p.role == "student"), None)
 
     def samples(self, policy: str, task: str) -> Path:
-        """File of a policy's rows on a task."""
-        return self.folder / "samples" / f"{policy}-{task}.jsonl"
+        """File of a policy's rows on a task.
+
+        Raises:
+            UserError: it is there, but is not the one that the record was written with.
+        """
+        return self._checked(f"samples/{policy}-{task}.jsonl")
+
+    def shots(self) -> list[tuple[Shot, Path]]:
+        """The kept pictures; the same error if one was changed."""
+        shots = read_shots(self._checked("pictures/rows.jsonl").parent.parent)
+        return [(shot, self._checked(f"pictures/{path.name}")) for shot, path in shots]
+
+    def _checked(self, name: str) -> Path:
+        path = self.folder / name
+        if (
+            path.exists()
+            and name in self.record.files
+            and (damage := misfit(self.folder, {name: self.record.files[name]}))
+        ):
+            raise UserError(f"run {str(self.folder)!r} {damage}; run its command again, which keeps the old file apart")
+        return path

@@ -64,6 +64,8 @@ def stage_damage(folder: Path) -> str:
         return str(error)
     if not isinstance(about.get("meter"), Mapping):
         return "has a stage.json without a meter"
+    if about.get("digest", folder.name) != folder.name:
+        return f"has the files of stage {about['digest']}"
     if "files" in about:
         return misfit(folder, about["files"])
     return "" if (folder / STAGE_FILES[0]).is_file() else f"lacks {STAGE_FILES[0]}"
@@ -80,6 +82,8 @@ def evaluation_damage(rows: Path, expected: Sequence[Picked] | None = None) -> s
         about = read_sealed(rows.with_suffix(".json")) if rows.with_suffix(".json").exists() else {}
         if damage := misfit(rows.parent, about["files"]) if "files" in about else "":
             return damage
+        if rows.name not in about.get("files", (rows.name,)):
+            return f"has the record of {', '.join(about['files'])}"
         return "" if expected is None else misfit_rows(read_samples(rows), expected)
     except UserError as error:
         return str(error)

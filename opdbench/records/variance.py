@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opdbench.errors import UserError
-from opdbench.files import check_schema, read_json, write_json
+from opdbench.files import check_schema, read_sealed, write_sealed
 
 States = Literal["redrawn", "frozen"]
 Space = Literal["lora", "mean"]
@@ -141,21 +141,21 @@ class VarianceRecord:
         return [r for r in self.rows if r.states == "redrawn" and r.space == "lora" and r.step is None]
 
     def save(self, folder: Path) -> Path:
-        """Write `variance.json`, the last thing that a study does."""
+        """Write `variance.json`, the last thing that a study does, with the hash of its content."""
         path = folder / FILE
-        write_json(path, asdict(self))
+        write_sealed(path, asdict(self))
         return path
 
     @staticmethod
     def load(path: Path) -> VarianceRecord:
         """Read a record from its file or its folder."""
         file = path / FILE if path.is_dir() else path
-        raw = check_schema(read_json(file), SCHEMA, f"study {str(file)!r}")
+        raw = check_schema(read_sealed(file), SCHEMA, f"study {str(file)!r}")
         try:
             scenes = tuple(StudyScene(**_nested(scene, ("step_kl", "times"))) for scene in raw.pop("scenes"))
             rows = tuple(Row(**_nested(row, ("cosines",))) for row in raw.pop("rows"))
             return VarianceRecord(scenes=scenes, rows=rows, **raw)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"study {str(file)!r} is damaged ({error}); run its command again") from error
 
 

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opdbench.errors import UserError
-from opdbench.files import read_sealed
+from opdbench.files import SEAL, read_json, read_sealed
 from opdbench.records.run import RunRecord
 from opdbench.records.store import evaluation_damage, stage_damage
+from opdbench.records.variance import FILE, VarianceRecord
 
 
 @dataclass(frozen=True)
 class Verified:
-    """One stage, evaluation or run.
+    """One stage, evaluation, run or study.
 
     Attributes:
-        kind: `stage`, `evaluation` or `run`.
+        kind: `stage`, `evaluation`, `run` or `study`.
         path: its folder, or the file of its rows.
         damage: why it cannot be used, in a few words; "" if it can.
         sealed: whether it carries checksums; what the first edition wrote has none.
@@ -38,6 +39,9 @@ def verify(folder: Path) -> Iterator[Verified]:
         yield Verified("evaluation", path, evaluation_damage(path), _is_sealed(path.with_suffix(".json")))
     for path in sorted(folder.glob("*/record.json")):
         yield Verified("run", path.parent, _run_damage(path.parent), _is_sealed(path))
+    for path in sorted(folder.rglob(f"variance-*/**/{FILE}")):
+        if not _is_aside(path):
+            yield Verified("study", path.parent, _study_damage(path), _has_seal(path))
 
 
 def _is_aside(path: Path) -> bool:
@@ -49,6 +53,21 @@ def _run_damage(folder: Path) -> str:
         return RunRecord.load(folder).damage(folder)
     except UserError as error:
         return str(error)
+
+
+def _study_damage(path: Path) -> str:
+    try:
+        VarianceRecord.load(path)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _has_seal(path: Path) -> bool:
+    try:
+        return SEAL in read_json(path)
+    except (UserError, TypeError):
+        return True
 
 
 def _is_sealed(path: Path) -> bool:

@@ -75,7 +75,8 @@ class StageFiles:
 
     def __init__(self, folder: Path, built_on: Mapping[str, str], team: Team, note: Callable[[str], None]) -> None:
         """`built_on` names the adapters that the stage is built on; `note` says what was set aside."""
-        self._folder, self._built_on, self._team, self._note = folder, dict(built_on), team, note
+        self._folder, self._team, self._note = folder, team, note
+        self._built_on = {**built_on, "stage": folder.name}  # so that no other stage goes on from it
         self._log_hash = hashlib.sha256()
         self._log_bytes = 0
 

@@ -98,6 +98,8 @@ class Runner:
         try:
             record = RunRecord.load(path)
             damage = record.damage(self.folder)
+            if record.digest != self.spec.digest:
+                damage = f"has the record of run {record.digest}"
         except UserError as error:
             record, damage = None, str(error)
         if damage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -81,6 +80,31 @@ class Study:
         ready = sum((self.setting_folder(other) / FILE).exists() for other in range(len(self.grid)))
         console.progress("measure", ready, len(self.grid), {})
 
+    def finished(self, console: Console) -> VarianceRecord | None:
+        """The record of the study; None if it is not there, or was changed since, and is then renamed."""
+        return self._read(self.folder, self.grid, console)
+
+    def measured(self, k: int, console: Console) -> VarianceRecord | None:
+        """The record of setting `k`, in the same way."""
+        return self._read(self.setting_folder(k), self.grid[k : k + 1], console)
+
+    def _read(self, folder: Path, grid: Sequence[GridPoint], console: Console) -> VarianceRecord | None:
+        from opdbench.errors import UserError
+        from opdbench.files import set_aside
+        from opdbench.records.variance import FILE, VarianceRecord
+
+        path = folder / FILE
+        if not path.exists():
+            return None
+        try:
+            record = VarianceRecord.load(path)
+            damage = "" if record.digest == self.digest and _measures(record, grid) else "is of another study"
+        except UserError as error:
+            record, damage = None, f"does not fit: {error}"
+        if damage:
+            console.note(f"study {str(path)!r} {damage}; kept as {set_aside(path).name}; it is measured again")
+        return None if damage else record
+
     def record(self, runner: Runner, scenes: Sequence[StudyScene], rows: Sequence[Row]) -> VarianceRecord:
         """A record of the given settings."""
         from opdbench.environment import environment
@@ -117,31 +141,54 @@ def run_study(
         The runner, and the folder of the record.
     """
     from opdbench.console.progress import make_console
-    from opdbench.parallel.jobs import Job
     from opdbench.records.digest import digest
-    from opdbench.records.variance import FILE, SCHEMA, VarianceRecord
-    from opdbench.runs.job_graph import here
+    from opdbench.records.variance import SCHEMA
     from opdbench.runs.runner import Runner
 
     runner = Runner(spec, make_console())
     used = {name: runner.spec.stages[name] for name in _needed(runner.config.recipe.stages[-1], grid)}
     name = digest([SCHEMA, used, grid, draws, pathwise, runner.config.seed, runner.spec.weights])
     folder = spec.out / f"variance-{runner.config.recipe.name}-s{runner.config.seed}-{name[:8]}"
-    if (folder / FILE).exists():
-        runner.console.note(f"study {folder} is finished")
-        return runner, folder
-    if not all(runner.store.finished_stage(stage) for stage in used.values()):
-        runner.finish(used)
     study = Study(spec, name, used, grid, draws, pathwise, folder)
-    left = [k for k in range(len(grid)) if not (study.setting_folder(k) / FILE).exists()]
+    with runner.store.lock("study", folder.name, f"study {folder.name}"):
+        if study.finished(runner.console) is None:
+            _measure_all(study, runner, jobs)
+        else:
+            runner.console.note(f"study {folder} is finished")
+    return runner, folder
+
+
+def _measure_all(study: Study, runner: Runner, jobs: int | None) -> None:
+    """Train the stages that are missing, measure each setting that is not, and write the record."""
+    from opdbench.parallel.jobs import Job
+    from opdbench.records.variance import FILE, VarianceRecord
+    from opdbench.runs.job_graph import here
+
+    if not all(runner.store.finished_stage(stage) for stage in study.stages.values()):
+        runner.finish(study.stages)
+    settings = range(len(study.grid))
+    left = [k for k in settings if study.measured(k, runner.console) is None]
     work = [Job(str(k), f"setting {k + 1}", frozenset(), partial(study.measure, k), runner.console) for k in left]
     here(work, 1 if len(work) < 2 else jobs)  # a single job runs in this process
-    records = [VarianceRecord.load(study.setting_folder(k)) for k in range(len(grid))]
+    records = [VarianceRecord.load(study.setting_folder(k)) for k in settings]
     rows = [row for record in records for row in record.rows]
-    record = study.record(runner, [record.scenes[0] for record in records], rows)
-    record.save(folder)
-    shutil.rmtree(folder / "settings")
-    return runner, folder
+    study.record(runner, [record.scenes[0] for record in records], rows).save(study.folder)
+    for k in settings:
+        (study.setting_folder(k) / FILE).unlink(missing_ok=True)
+    for folder in sorted(study.folder.glob("settings/**/"), reverse=True):
+        if not any(folder.iterdir()):  # what was set aside stays
+            folder.rmdir()
+
+
+def _measures(record: VarianceRecord, grid: Sequence[GridPoint]) -> bool:
+    """Whether the record is of these settings, in this order; a side of 0 is the model's own."""
+    measured = [
+        (s.setting.at, s.setting.sampler, s.setting.steps, s.setting.noise_level, s.setting.task, s.setting.last_step)
+        for s in record.scenes
+    ]
+    wanted = [(p.at, p.sampler, p.steps, p.noise_level, p.task, p.last_step) for p in grid]
+    sides = [p.side in (0, s.setting.side) for p, s in zip(grid, record.scenes, strict=False)]
+    return measured == wanted and all(sides)
 
 
 def make_subject(runner: Runner, done: Mapping[str, FinishedStage], point: GridPoint) -> StudySubject:

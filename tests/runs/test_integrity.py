@@ -158,9 +158,9 @@ def test_a_record_that_was_changed_is_kept_apart_and_written_again(name, damage,
 
 def test_what_is_whole_is_verified_and_what_was_shipped_too(whole):
     done = opdbench("runs", "verify", whole)
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "17 stages, evaluations and runs: 0 damaged")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "17 stages, evaluations, runs and studies: 0 damaged")
     done = opdbench("runs", "verify", shipped())
-    assert (done.returncode, done.stdout) == (0, "12 stages, evaluations and runs: 0 damaged\n")
+    assert (done.returncode, done.stdout) == (0, "12 stages, evaluations, runs and studies: 0 damaged\n")
     done = opdbench("runs", "verify", whole / "nothing")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 

@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,16 @@ def test_a_checkpoint_that_was_built_on_others_is_not_used(trainer, change, whic
     again = trainer(STAGES["opd"], note=said.append, **change)
     assert re.search(f"was built on .*{which}.*; here are .*; kept as checkpoint.safetensors.damaged-1", said[0])
     assert (len(said), "\n" in said[0], again.state.update) == (1, False, 0)
+
+
+def test_a_checkpoint_of_another_stage_is_not_used(trainer):
+    with pytest.raises(KeyboardInterrupt):
+        trainer(STAGES["opd"], "first").run(killed_at(7))
+    folder = trainer(STAGES["opd"], "second").folder
+    shutil.copytree(trainer(STAGES["opd"], "first").folder, folder, dirs_exist_ok=True)
+    said = []
+    assert trainer(STAGES["opd"], "second", note=said.append).state.update == 0
+    assert "'stage': 'first'" in said[0]
 
 
 def test_a_checkpoint_without_its_log_is_not_used(trainer):

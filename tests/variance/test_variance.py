@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from command import opdbench
 from records import ENVIRONMENT, World, make_runs
 from typer.testing import CliRunner
 
@@ -249,9 +250,13 @@ def test_the_command_leaves_record_figures_and_one_row_a_setting(tmp_path):
     assert not (folder / "settings").exists()
     again = CliRunner().invoke(cli.app, words)
     assert json.loads(again.stdout) == rows
-    (folder / "variance.json").unlink()
+    (changed := folder / "variance.json").write_text(changed.read_text().replace('"kl": ', '"kl": 1', 1))
+    verified = CliRunner().invoke(cli.app, ["runs", "verify", str(tmp_path)])
+    assert (verified.exit_code, f"study {folder}: " in verified.stdout) == (1, True)
     alone = CliRunner().invoke(cli.app, [*words, "--jobs", "1"])  # the first had a process a setting
     assert json.loads(alone.stdout) == rows
+    assert (folder / "variance.json.damaged-1").exists()
+    assert opdbench("runs", "verify", tmp_path).returncode == 0
     record = VarianceRecord.load(folder)
     assert ENVIRONMENT.keys() <= record.environment.keys()
     assert {(scene.setting.last_step, len(scene.times)) for scene in record.scenes} == {(False, 1)}

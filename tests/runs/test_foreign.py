@@ -1,0 +1,102 @@
+"""Files that are whole but belong to something else, and rows that changed after their record was written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from command import opdbench
+from records import World, make_runs
+
+from opdbench.core import Meter, Sample
+from opdbench.errors import UserError
+from opdbench.evaluation.evaluate import score_in_parts
+from opdbench.leaderboards.numbers.runs import load_runs
+from opdbench.records.rows import Picked, read_part, write_part, write_samples
+from opdbench.records.run import RunRecord
+from opdbench.records.store import Store
+from opdbench.runs.runner import Runner
+
+PICTURES = [Picked(f"ocr/{k}", 0, "ocr") for k in range(3)]
+
+
+def rows(value):
+    return [Sample(p.prompt, p.index, p.task, "", value, value) for p in PICTURES]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Two evaluations of the same prompts and two stages, as two policies of a run leave them."""
+    store = Store(tmp_path / "runs")
+    for name, value in (("a" * 16, 0.25), ("b" * 16, 0.75)):
+        write_samples(store.evaluation(name), rows(value))
+        store.keep_evaluation(name, Meter())
+        folder = store.stage(name)
+        (folder / "adapter.safetensors").write_bytes(name.encode())
+        store.keep_stage(name, {"digest": name, "meter": {}})
+    return store
+
+
+def test_another_evaluations_files_under_this_name_are_not_used(store):
+    first, second = store.path("a" * 16), store.path("b" * 16)
+    assert store.finished_evaluation("b" * 16, PICTURES)
+    for path in (first, first.with_suffix(".json")):
+        shutil.copy(path, second.with_suffix(path.suffix))
+    assert store.finished_evaluation("a" * 16, PICTURES)
+    assert store.finished_evaluation("b" * 16, PICTURES) is None
+
+
+def test_another_stages_files_under_this_name_are_not_used(store):
+    assert store.finished_stage("b" * 16)
+    shutil.copytree(store.root / "stages" / ("a" * 16), store.root / "stages" / ("b" * 16), dirs_exist_ok=True)
+    assert store.finished_stage("a" * 16)
+    assert store.finished_stage("b" * 16) is None
+
+
+def test_another_evaluations_part_is_kept_apart_and_scored_again(tmp_path):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_part(first.with_suffix(".part0"), rows(0.25))
+    assert read_part(first.with_suffix(".part0")) == rows(0.25)
+    shutil.copy(first.with_suffix(".part0"), second.with_suffix(".part0"))
+    made = score_in_parts([PICTURES], second, len, lambda part, made: rows(0.75), lambda done, total: None)
+    assert [row.value for row in made] == [0.75] * 3
+    assert (tmp_path / "b.part0.damaged-1").exists()
+
+
+class KeptNotes:
+    """A console that keeps its lines."""
+
+    def __init__(self):
+        self.lines = []
+
+    def note(self, text):
+        self.lines.append(text)
+
+
+def test_another_runs_record_in_this_folder_is_not_believed(tmp_path):
+    folder, other = make_runs(tmp_path, ["opd", "sft"], 1, World())
+    runner = object.__new__(Runner)
+    runner.folder, runner.console = folder, KeptNotes()
+    runner.spec = type("Spec", (), {"digest": RunRecord.load(folder).digest, "fresh": False})
+    assert runner.finished() is not None
+    shutil.copytree(other, folder, dirs_exist_ok=True)
+    assert runner.finished() is None
+    assert "has the record of run" in runner.console.lines[0]
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_rows_that_were_changed_after_their_record_reach_no_table(command, tmp_path):
+    folders = make_runs(tmp_path, ["opd", "sft"], 2, World())
+    for folder in folders:
+        RunRecord.load(folder).save(folder)  # with the checksums of what is there
+    target = ["--to", tmp_path / "page.html"] if command == "report" else []
+    assert opdbench(command, "--runs", tmp_path, *target).returncode == 0
+    path = load_runs(folders)[0].samples("student", "ocr")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(lines[0]) | {"value": 0.123}), *lines[1:]]) + "\n")
+    done = opdbench(command, "--runs", tmp_path, *target)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "has another samples/student-ocr.jsonl than was written" in done.stderr
+    with pytest.raises(UserError, match="run its command again"):
+        load_runs(folders)[0].samples("student", "ocr")
