@@ -21,6 +21,7 @@ from opdbench.commands.installed import data, list_
 from opdbench.commands.plot import plot
 from opdbench.commands.run import run
 from opdbench.commands.runs import runs
+from opdbench.commands.study import study
 from opdbench.commands.variance import variance
 from opdbench.errors import UserError
 from opdbench.files import of_the_disk
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": resumable(run),
+    "study": resumable(study),
     "compare": compare,
     "report": report,
     "plot": plot,

@@ -58,7 +58,7 @@ def run(
     preset, numbers = preset or ("leaderboard" if whole else None), parse_seeds(seeds)
     if not dry_run:
         check_writable(out)
-    work = _backend(backend, address)
+    work = backend_of(backend, address)
     from opdbench.commands.plan import print_plans
     from opdbench.diffusion.sources import locate
     from opdbench.parallel.processes import join
@@ -130,7 +130,7 @@ def _show(runs: Sequence[Run], format_: str) -> None:
         print_runs(runs)
 
 
-def _backend(name: str, address: str | None) -> Backend | None:
+def backend_of(name: str, address: str | None) -> Backend | None:
     """The backend that runs jobs; None for processes on this machine."""
     if name == "local":
         if address:

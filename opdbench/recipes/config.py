@@ -10,8 +10,8 @@ from typing import Any
 
 from opdbench.core import Sampler
 from opdbench.errors import UserError, unknown
-from opdbench.recipes.files import read_recipe
-from opdbench.recipes.presets import EACH
+from opdbench.recipes.files import read_preset, read_recipe
+from opdbench.recipes.presets import EACH, Preset
 from opdbench.recipes.ranges import RESERVED, check_name, check_number
 
 BEFORE = "{before}"
@@ -109,7 +109,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run's numbers depend on; `suite` is main, or full for the probes of `suite.py`."""
+    """Everything that a run's numbers depend on.
+
+    Attributes:
+        recipe: its stages.
+        tasks: tasks that are learnt.
+        model: its source.
+        seed: of everything that is drawn.
+        limit: most test prompts per task.
+        suite: main, or full for the probes of `suite.py`.
+        evaluated: tasks that are scored; all that the recipe has judges of if empty.
+    """
 
     recipe: Recipe
     tasks: tuple[str, ...]
@@ -117,6 +127,7 @@ class RunConfig:
     seed: int
     limit: int | None = None
     suite: str = "main"
+    evaluated: tuple[str, ...] = ()
 
 
 def load_recipe(
@@ -124,7 +135,7 @@ def load_recipe(
     tasks: Sequence[str],
     overrides: Sequence[str] = (),
     recipes: Mapping[str, Path] | None = None,
-    preset: Path | None = None,
+    preset: Path | Preset | None = None,
 ) -> Recipe:
     """Read a recipe for `tasks`; `recipes.py` says what its file may hold.
 
@@ -133,8 +144,9 @@ def load_recipe(
         tasks: tasks in order; a stage whose name holds `{task}` is made for each.
         overrides: `stage.key=value` or `stage.table.key=value`, value in TOML.
         recipes: files of the recipes that `extends` may name besides those in the source's folder.
-        preset: a file that is laid over the recipe (`presets.py`).
+        preset: what is laid over the recipe, or its file (`presets.py`).
     """
+    preset = read_preset(preset) if isinstance(preset, Path) else preset
     inherited = {f.name for f in dataclasses.fields(Stage)} - {"name", "loss", "options"} | {"teacher"}
     raw, tables = read_recipe(source, recipes or {}, inherited, overrides, preset)
     stages: list[Stage] = []
@@ -150,7 +162,7 @@ def load_recipe(
 
 
 def _recipe(
-    raw: Mapping[str, Any], stages: list[Stage], source: Path, preset: Path | None, overrides: Sequence[str]
+    raw: Mapping[str, Any], stages: list[Stage], source: Path, preset: Preset | None, overrides: Sequence[str]
 ) -> Recipe:
     """The recipe of a file's own keys and its stages."""
     names = [stage.name for stage in stages]
@@ -158,7 +170,7 @@ def _recipe(
         raise UserError(f"recipe {str(source)!r} has two stages {twice!r}; expected each name once")
     set_by_hand = any(text.partition("=")[0].strip().endswith(".updates") for text in overrides)
     plain = ("description", "student", "resolution", *(() if set_by_hand else ("budget",)))
-    name = check_name("recipe", f"{source.stem}+{preset.stem}" if preset else source.stem)
+    name = check_name("recipe", f"{source.stem}+{preset.name}" if preset else source.stem)
     if not isinstance(raw.get("judges", {}), dict):
         raise UserError(f"recipe {name!r}: judges is {raw['judges']!r}; expected a table of task and judge")
     values = {

@@ -15,7 +15,7 @@ from typing import Any
 
 from opdbench.errors import UserError, unknown
 from opdbench.files import parse_toml
-from opdbench.recipes.presets import EACH, lay_over
+from opdbench.recipes.presets import EACH, Preset, lay_over
 
 Table = dict[str, Any]
 KEYS = (
@@ -37,7 +37,7 @@ def read_recipe(
     recipes: Mapping[str, Path],
     inherited: Collection[str],
     overrides: Sequence[str],
-    preset: Path | None = None,
+    preset: Preset | None = None,
 ) -> tuple[Table, list[Table]]:
     """A recipe's own keys, and its stages' tables in order.
 
@@ -46,16 +46,21 @@ def read_recipe(
         recipes: what `extends` may name besides the other files of its folder.
         inherited: keys that `[defaults]` may hold.
         overrides: `stage.key=value` or `stage.table.key=value`, value in TOML; `{task}` is left out of names.
-        preset: a file that is laid over the recipe before the overrides (`presets.py`).
+        preset: what is laid over the recipe before the overrides.
     """
     others = {path.stem: path for path in source.parent.glob("*.toml")} | dict(recipes)
     raw, stages = _read(source, others, inherited)
     tables = list(stages.values())
     if preset is not None:
-        raw, tables = lay_over(_parse(preset, "preset"), raw, stages, preset)
+        raw, tables = lay_over(preset, raw, stages)
     for text in overrides:
         _override(raw, tables, text)
     return raw, tables
+
+
+def read_preset(source: Path) -> Preset:
+    """A preset from its file."""
+    return Preset(source.stem, _parse(source, "preset"), source.name)
 
 
 def _parse(source: Path, kind: str) -> Table:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from opdbench.errors import UserError, unknown
@@ -22,18 +22,32 @@ EACH = "each"
 """Key of a stage's table under which are those of single tasks."""
 
 
-def lay_over(
-    preset: Mapping[str, Any], raw: Table, stages: Mapping[str, Table], where: Path
-) -> tuple[Table, list[Table]]:
-    """A recipe's keys and its stages' tables with the preset over them; `where` is its file, for errors."""
+@dataclass(frozen=True)
+class Preset:
+    """What is laid over a recipe.
+
+    Attributes:
+        name: added to the recipe's.
+        tables: the content of a preset's file.
+        source: name of the file, for errors.
+    """
+
+    name: str
+    tables: Mapping[str, Any]
+    source: str
+
+
+def lay_over(over: Preset, raw: Table, stages: Mapping[str, Table]) -> tuple[Table, list[Table]]:
+    """A recipe's keys and its stages' tables with the preset over them."""
+    preset, where = over.tables, over.source
     if "method" in preset:
-        raise UserError(f"preset {where.name!r}: the tables [method.NAME] are now [loss.NAME]; rename them")
+        raise UserError(f"preset {where!r}: the tables [method.NAME] are now [loss.NAME]; rename them")
     for key in preset:
         if key not in KEYS:
-            raise unknown(f"key of preset {where.name!r}", key, KEYS)
+            raise unknown(f"key of preset {where!r}", key, KEYS)
     for key in ("base_sampler", "judges", "defaults", "loss", "stage"):
         if not isinstance(preset.get(key, {}), dict):
-            raise UserError(f"preset {where.name!r}: {key} is {preset[key]!r}; expected a table")
+            raise UserError(f"preset {where!r}: {key} is {preset[key]!r}; expected a table")
     drop, named = preset.get("drop", []), preset.get("stage", {})
     tables = []
     for name, table in stages.items():

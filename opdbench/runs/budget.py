@@ -22,6 +22,7 @@ from opdbench.diffusion.walk import Noise
 from opdbench.errors import UserError, unknown
 from opdbench.methods.base import Actors, Batch, Loss
 from opdbench.recipes.config import RELEASED, Recipe, Stage, load_recipe, loss_options
+from opdbench.recipes.presets import Preset
 from opdbench.registry import load, recipes
 from opdbench.runs.schedule import shares
 
@@ -106,7 +107,9 @@ def _count(stage: Stage, recipe: Recipe, loss: Loss, update: int) -> Meter:
     return meter
 
 
-def plan(source: Path, tasks: Sequence[str], overrides: Sequence[str] = (), preset: Path | None = None) -> Recipe:
+def plan(
+    source: Path, tasks: Sequence[str], overrides: Sequence[str] = (), preset: Path | Preset | None = None
+) -> Recipe:
     """A recipe from its file under a preset, at the cost of the recipe that its `budget` names."""
     known = recipes()
     recipe = load_recipe(source, tasks, overrides, known, preset)

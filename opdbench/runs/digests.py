@@ -33,8 +33,14 @@ def _plugins_of_stage(config: RunConfig, stage: Stage, plugins: Mapping[str, str
     return {name: version for name, version in plugins.items() if name in used}
 
 
+def _settings_of_stage(config: RunConfig, stage: Stage) -> dict[str, str]:
+    """The judges with settings (`dial:b:area:1:0`) that a stage trains on, by `tasks/name`."""
+    learnt = {*stage.tasks, *(task for task, _ in stage.rewards)}
+    return {f"tasks/{task}": judge for task, judge in config.recipe.judges if task in learnt and ":" in judge}
+
+
 def stage_digests(config: RunConfig, weights: str, plugins: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Digest of each stage: its settings, seed, model, plug-ins, and the stages that it builds on."""
+    """Digest of each stage: its settings, seed, model, plug-ins and judges with settings, and what it builds on."""
     digests: dict[str, str] = {}
     for stage in config.recipe.stages:
         needs = []
@@ -46,7 +52,7 @@ def stage_digests(config: RunConfig, weights: str, plugins: Mapping[str, str] | 
             if name not in known:
                 raise UserError(f"stage {stage.name!r} needs {name!r}; expected one before it: {', '.join(known)}")
             needs.append(known[name])
-        own = _plugins_of_stage(config, stage, plugins) if plugins else {}
+        own = (_plugins_of_stage(config, stage, plugins) if plugins else {}) | _settings_of_stage(config, stage)
         digests[stage.name] = digest([FORMAT, stage, config.seed, weights, needs, *([own] if own else [])])
     return digests
 

@@ -107,8 +107,9 @@ def _jobs(runner: Runner) -> Iterator[Job]:
     for name, role in {BASE: BASE, **scored(runner.config)}.items():
         others = [keys[other] for other in experts(runner.config, name)]
         probes = [""] if runner.config.suite == "full" or role == "stage" else []
-        scope = digest_of([runner.config.limit, runner.config.suite, others])
-        for task in (*(suite(recipe.judges, runner.config.model) if role != "stage" else ()), *probes):
+        scope = digest_of([runner.config.limit, runner.config.suite, others, *_settings(runner)])
+        tasks = runner.config.evaluated or suite(recipe.judges, runner.config.model)
+        for task in (*(tasks if role != "stage" else ()), *probes):
             scores.append(f"{keys[name]}/scores/{scope}/{task}")
             title = f"evaluation of {name} of {spec.label}{' on ' if task else ''}{task}"
             work = partial(_score, spec, name, task)
@@ -116,6 +117,11 @@ def _jobs(runner: Runner) -> Iterator[Job]:
     trained = frozenset(spec.stages[name] for name in missing)
     needs = frozenset([*scores, *(keys[name] for name in missing)])
     yield Job(str(runner.folder), f"record of {spec.label}", needs, partial(_record, spec, trained), runner.console)
+
+
+def _settings(runner: Runner) -> list[tuple[str, str]]:
+    """Tasks whose judge has settings, so that a task's name does not say what scores it."""
+    return [(task, judge) for task, judge in runner.config.recipe.judges if ":" in judge]
 
 
 def _say_reused(runner: Runner, stage: Stage) -> None:

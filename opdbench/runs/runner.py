@@ -17,13 +17,13 @@ from opdbench.diffusion.model import Model, Policy
 from opdbench.environment import environment
 from opdbench.errors import UserError
 from opdbench.evaluation.grid import GridPolicy, save_pictures
+from opdbench.evaluation.judge_names import judge_of
 from opdbench.evaluation.suite import Actor, Suite
 from opdbench.files import misfit, read_sealed, set_aside
 from opdbench.parallel.processes import join
 from opdbench.recipes.config import RELEASED, Stage
 from opdbench.records.run import Probe, RunRecord, StageResult
 from opdbench.records.store import Store, read_curve, shipped
-from opdbench.registry import evaluator as make_evaluator
 from opdbench.registry import judge_group, suite
 from opdbench.runs.checkpoints import CHECKPOINT
 from opdbench.runs.digests import BASE, experts, needed, scored
@@ -57,7 +57,7 @@ def _loaded(source: str, resolution: int, judges: tuple[tuple[str, str], ...]) -
         from opdbench.diffusion.sharded import ShardedModel
 
         kind = ShardedModel
-    scorers = {task: make_evaluator(name) for task, name in suite(judges, source).items()}
+    scorers = {task: judge_of(task, name) for task, name in suite(judges, source).items()}
     return kind(source, resolution=resolution), scorers
 
 
@@ -119,9 +119,8 @@ class Runner:
         judges = suite(self.config.recipe.judges, self.config.model)
         named = {self.evaluators[task].name: judge for task, judge in judges.items()}
         plugins = {name: self.spec.plugins.get(f"{judge_group(judge)}/{judge}", "") for name, judge in named.items()}
-        self.suite = Suite(
-            self.model, self.evaluators, self.store, self.spec.weights, self.config.limit, self.team, plugins
-        )
+        scorers = {task: self.evaluators[task] for task in self.config.evaluated or self.evaluators}
+        self.suite = Suite(self.model, scorers, self.store, self.spec.weights, self.config.limit, self.team, plugins)
 
     def finish(self, wanted: Collection[str]) -> dict[str, FinishedStage]:
         """Find or train the wanted stages, and those that they build on; nothing is evaluated."""

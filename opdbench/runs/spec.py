@@ -27,6 +27,7 @@ class RunSpec:
         group: of the run with any seed.
         folder: where its record goes.
         plugins: version of each loss and judge that does not come from opdbench.
+        point: the value of a study's axis, for messages.
     """
 
     config: RunConfig
@@ -39,11 +40,12 @@ class RunSpec:
     group: str
     folder: Path
     plugins: Mapping[str, str]
+    point: str = ""
 
     @property
     def label(self) -> str:
-        """Method and seed, for messages."""
-        return f"{self.config.recipe.name} s{self.config.seed}"
+        """Method, seed and point of a study, for messages."""
+        return f"{self.config.recipe.name} s{self.config.seed} {self.point}".rstrip()
 
 
 def plan_runs(configs: Iterable[RunConfig], out: Path, fresh: bool, command: str) -> list[RunSpec]:

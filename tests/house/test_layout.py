@@ -24,7 +24,7 @@ FLOORS = (
     {"baselines"},
     {"evaluation"},
     {"runs"},
-    {"variance"},
+    {"variance", "studies"},
     {"validity"},
     {"leaderboards"},
     {"api"},

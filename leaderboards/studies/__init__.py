@@ -1,0 +1,1 @@
+"""Studies that come with the package: `opdbench study leaderboards/studies/conflict.toml`."""
