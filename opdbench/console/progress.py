@@ -1,4 +1,4 @@
-"""What a person sees: progress bars on a terminal, plain lines elsewhere, tables."""
+"""Progress of a run: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from rich.table import Column
 
 
 class Console(Protocol):
-    """What a run tells while it goes on."""
+    """Shows what a run reports while it works."""
 
     def note(self, text: str) -> None:
-        """A line of news."""
+        """Show one line of text."""
         ...
 
     def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
-        """A step of something with a known end."""
+        """Show that `done` of `total` steps of `name` are finished, with figures such as the loss."""
         ...
 
 
 class PlainConsole:
-    """One line an update, for files and CI."""
+    """Prints one line per update, for files and CI."""
 
     def __init__(self) -> None:
         self._start: dict[str, tuple[float, int]] = {}
 
     def note(self, text: str) -> None:
-        """A line of news."""
+        """Print one line of text."""
         print(text, file=sys.stderr, flush=True)
 
     def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
-        """Name, position, figures and the time that is left."""
+        """Print name, position, figures and the estimated time left."""
         now = time.monotonic()
         start, first = self._start.setdefault(name, (now, done))
         left = (now - start) / (done - first) * (total - done) if done > first else float("nan")
@@ -52,17 +52,17 @@ class PlainConsole:
 
 
 class SilentConsole:
-    """Says nothing: another process of the run speaks."""
+    """Prints nothing, for processes that do not lead their run."""
 
     def note(self, text: str) -> None:
-        """Not said."""
+        """Print nothing."""
 
     def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
-        """Not said."""
+        """Print nothing."""
 
 
 class BarConsole:
-    """A progress bar a stage, with the time that is left."""
+    """Shows one progress bar per stage, with the estimated time left."""
 
     def __init__(self) -> None:
         self._rich = Rich(stderr=True)
@@ -79,7 +79,7 @@ class BarConsole:
         self._tasks: dict[str, Any] = {}
 
     def note(self, text: str) -> None:
-        """A line of news above the bars."""
+        """Print one line of text above the bars."""
         self._rich.print(text, markup=False, highlight=False)
 
     def progress(self, name: str, done: int, total: int, figures: Mapping[str, Any]) -> None:
@@ -101,7 +101,7 @@ def _figures(figures: Mapping[str, Any]) -> str:
 
 
 def make_console(speaks: bool = True) -> Console:
-    """Bars on a terminal, lines elsewhere; nothing from a process that does not lead."""
+    """The console for this process: bars on a terminal, lines elsewhere, silent unless it `speaks`."""
     if not speaks:
         return SilentConsole()
     return BarConsole() if sys.stderr.isatty() else PlainConsole()

@@ -1,4 +1,4 @@
-"""The one evaluation path: generate, score, rows keyed by (prompt, index)."""
+"""The only evaluation path: generate, score, write rows keyed by prompt and index."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 T = TypeVar("T")
 M = TypeVar("M")
 Pair = tuple[Prompt, int]
-"""A prompt, and which of its pictures."""
+"""A prompt and the index of one of its pictures."""
 Keep = Callable[[Sequence[Pair], Sequence[Image.Image]], None]
 
 
@@ -41,8 +41,8 @@ def choose(items: Sequence[T], limit: int | None) -> list[T]:
 def choose_prompts(evaluator: Evaluator, prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
     """At most `limit` prompts: each group keeps its share of them, and at least one prompt where the limit allows it.
 
-    Without that a small limit drops whole groups (GenEval's 16 counting prompts of 128), and the mean over groups is
-    over fewer ones.
+    Otherwise a small limit would drop whole groups (GenEval has 16 counting prompts of 128) and change the mean over
+    groups.
     """
     if limit is None or limit >= len(prompts):
         return list(prompts)
@@ -91,7 +91,7 @@ def picture_side(model: Model) -> int:
 
 
 def generate(model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[Pair], seed: int = 0) -> list[Image.Image]:
-    """Pictures of (prompt, index) pairs; noise depends on the pair and the seed only, so methods are paired."""
+    """Pictures of (prompt, index) pairs. Noise depends on pair and seed alone, so methods share their noise."""
     start = f"evaluation/{seed}" if seed else "evaluation"
     keys = [f"{start}/{prompt.id}/{index}" for prompt, index in pairs]
     noise = Noise(keys, model.latent_shape, model.device)
@@ -101,7 +101,7 @@ def generate(model: Model, policy: Policy, sampler: Sampler, pairs: Sequence[Pai
 
 
 def cut(items: Sequence[T], size: int, same: Callable[[T], object] | None = None) -> list[Sequence[T]]:
-    """Consecutive shares of at most `size` items; neighbours of equal `same` stay in one, however large it becomes."""
+    """Split into consecutive parts of at most `size` items; neighbours with equal `same` stay in one part."""
     groups = [[item] for item in items] if same is None else [list(group) for _, group in groupby(items, same)]
     shares: list[list[T]] = []
     for group in groups:
@@ -120,14 +120,14 @@ def write_parts(
     progress: Progress,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Score parts into files beside `target`; files that exist are kept.
+    """Score parts into files beside `target`, except those that exist.
 
     Args:
-        parts: what to score, as `cut` makes them.
-        target: file that the parts are for.
-        make: the pictures of a part; while they are made, those of the part before are scored.
-        score: rows of a part with its pictures.
-        progress: told how many items are done.
+        parts: items to score, from `cut`.
+        target: file that the parts will be joined into.
+        make: makes the pictures of a part, while those of the previous part are scored.
+        score: makes the rows of a part from its pictures.
+        progress: is told how many items are done.
         share: `(k, n)` for every n-th part from the k-th, so that n processes can share the work.
     """
     done = list(accumulate(len(part) for part in parts))
@@ -147,7 +147,7 @@ def _part(target: Path, number: int) -> Path:
 
 
 def _is_done(target: Path, number: int, count: int) -> bool:
-    """Whether a part is there with its rows; one that was changed is renamed."""
+    """Whether a part has all its rows; a part that was changed is renamed."""
     path = _part(target, number)
     if not path.exists():
         return False
@@ -165,7 +165,7 @@ def score_in_parts(
     progress: Progress,
     team: Team = ALONE,
 ) -> list[Sample]:
-    """Rows of all parts in `target`; finished parts are kept, so a killed run goes on, with any number of processes."""
+    """Score all parts and join their rows in `target`. Finished parts are reused, with any number of processes."""
     write_parts(parts, target, make, score, progress, (team.rank, team.size))
     team.wait()
     if team.leads:
@@ -178,7 +178,7 @@ def score_in_parts(
 
 
 def expected_rows(task: str, prompts: Sequence[Prompt]) -> list[Picked]:
-    """What an evaluation of these prompts scores, each once."""
+    """The pictures that an evaluation of these prompts scores, each once."""
     return [Picked(prompt.id, index, task) for prompt in prompts for index in range(prompt.images)]
 
 
@@ -200,13 +200,13 @@ def make_row(evaluator: Evaluator, prompt: Prompt, index: int, score: Score) -> 
 def score_failed_again(
     samples: list[Sample], target: Path, score: Callable[[Sequence[int]], list[Sample]], team: Team = ALONE
 ) -> list[Sample]:
-    """Rows of which those are scored again whose judge had failed; others, unscored by its answer, stay.
+    """Score rows again whose judge had failed. Rows that the judge's answer left unscored are kept.
 
     Args:
         samples: all rows of a finished evaluation.
-        target: file that takes the new rows, whole or not at all.
-        score: from numbers of rows to their new rows; called by the first process of the team alone.
-        team: whose processes all need the rows.
+        target: file that is replaced by the new rows, whole or not at all.
+        score: makes new rows from row numbers; called by the first process of the team only.
+        team: processes that all need the rows.
     """
     failed = [number for number, row in enumerate(samples) if judge_failed(row)]
     if not failed:
@@ -219,7 +219,7 @@ def score_failed_again(
 
 
 def make_pairs(prompts: Sequence[Prompt]) -> list[Pair]:
-    """Every picture of an evaluation."""
+    """All pictures of an evaluation."""
     return [(prompt, index) for prompt in prompts for index in range(prompt.images)]
 
 
@@ -251,17 +251,17 @@ def evaluate(
 
     Args:
         model: makes the pictures.
-        policy: whose pictures.
-        sampler: how it walks.
-        evaluator: judges them.
-        prompts: what is drawn.
+        policy: is scored.
+        sampler: integrates the flow.
+        evaluator: scores the pictures.
+        prompts: each with its number of pictures.
         target: file of the rows.
         meter: counts the cost.
-        progress: told how many pictures are done.
+        progress: is told how many pictures are done.
         team: processes that share the work.
         seed: of the pictures' noise.
-        keep: takes each picture after it is made.
-        known: all rows of this evaluation, if only those whose judge had failed are to be made again.
+        keep: is given each batch of pictures after it is made.
+        known: all rows of this evaluation, if only those whose judge had failed are to be scored again.
     """
     for prompt in prompts:
         evaluator.check(prompt)

@@ -1,7 +1,7 @@
-"""Jobs that depend on one another, done here or by worker processes.
+"""Run jobs that depend on one another, in this process or in worker processes.
 
-A worker is a spawned process that does one job after another and talks over a pipe. The standard library's pool
-would not do: when one of its processes dies it ends all of them, and it brings no progress back.
+A worker is a spawned process that runs one job after another and reports over a pipe. The standard library's process
+pool does not fit: it fails as a whole when one of its processes dies, and it reports no progress.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """Something to do once.
+    """One unit of work.
 
     Attributes:
         key: unique.
-        title: what it is called where it fails.
-        needs: keys of the jobs before it; those that are not in the list are done already.
-        work: does it, and tells a console; a worker gets it pickled.
-        console: hears of it, in this process.
+        title: its name in error messages.
+        needs: keys of the jobs that must finish first; a key that is not in the list is finished already.
+        work: runs the job and reports to a console; it is pickled when a worker runs it.
+        console: shows its progress, in this process.
     """
 
     key: str
@@ -43,12 +43,12 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> None:
-    """Do all jobs: one worker is this process, several are processes of their own.
+    """Run all jobs: in this process with one worker, in worker processes with more.
 
-    A job that fails keeps from being done only what needs it.
+    When a job fails, only the jobs that need it are skipped.
 
     Raises:
-        UserError: some failed; what the first one said, and how many there are.
+        UserError: some jobs failed; it has the first message and the number of failures.
     """
     plan = Plan(jobs)
     if workers == 1:
@@ -60,7 +60,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> None:
 
 
 class Plan:
-    """Which jobs wait, go on and have failed; the others are done. `cluster.py` follows one, too."""
+    """Tracks which jobs wait, run and have failed; all others are finished. `ray_cluster.py` uses it, too."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._waiting = {job.key: job for job in jobs}
@@ -68,12 +68,12 @@ class Plan:
         self._failures: list[str] = []
 
     def next(self) -> Job | None:
-        """The first job that needs nothing more, now going on."""
+        """Start and return the first job whose needs are finished; None if there is none."""
         job = next((job for job in self._waiting.values() if not job.needs & self._open), None)
         return None if job is None else self._waiting.pop(job.key)
 
     def end(self, job: Job, failure: str) -> None:
-        """A job has ended; `failure` is "" if it did what it should."""
+        """Record the end of a job; `failure` is "" if it succeeded."""
         if not failure:
             self._open.remove(job.key)
             return
@@ -91,7 +91,7 @@ class Plan:
 
 
 def attempt(work: Callable[[Console], None], console: Console) -> str:
-    """Why it failed, or ""."""
+    """Run a job; returns why it failed, or ""."""
     try:
         work(console)
     except UserError as error:
@@ -104,7 +104,7 @@ def attempt(work: Callable[[Console], None], console: Console) -> str:
 
 
 def _share(plan: Plan, workers: int) -> None:
-    """Keep up to `workers` processes busy; whatever ends this ends them."""
+    """Keep up to `workers` processes busy; they are terminated when this function ends for any reason."""
     idle: list[_Worker] = []
     busy: dict[Connection, _Worker] = {}
     try:
@@ -129,7 +129,7 @@ def _share(plan: Plan, workers: int) -> None:
 
 
 class _Worker:
-    """A process, seen from this one."""
+    """This process's handle of a worker process."""
 
     job: Job
 
@@ -141,12 +141,12 @@ class _Worker:
         theirs.close()
 
     def start(self, job: Job) -> None:
-        """Give it a job."""
+        """Send a job to the process."""
         self.job = job
         self.line.send(job.work)
 
     def hear(self) -> str | None:
-        """Pass on one message; why the job failed, or "", if that was its end."""
+        """Handle one message; returns None while the job runs, and why it failed, or "", at its end."""
         try:
             kind, *values = self.line.recv()
         except (EOFError, ConnectionError):
@@ -161,7 +161,7 @@ class _Worker:
 
 @dataclass(frozen=True)
 class _PipedConsole:
-    """A worker's console."""
+    """The console in a worker: sends all it is told over the pipe."""
 
     line: Connection
 
@@ -173,7 +173,7 @@ class _PipedConsole:
 
 
 def _serve(line: Connection) -> None:
-    """A worker's life: it ends with its parent, which alone answers Ctrl-C."""
+    """Main loop of a worker. It ignores Ctrl-C, which the parent handles, and ends when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     quiet_libraries()

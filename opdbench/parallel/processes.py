@@ -1,8 +1,7 @@
-"""Processes that share one run (`torchrun`, `accelerate launch`): who makes which pictures, and sums over all.
+"""Processes that share one run (`torchrun`, `accelerate launch`): how work is divided, and sums over all of them.
 
-Every process holds the same weights and takes a share of an update's prompts. What crosses
-between them is little: rewards, the adapter's gradient, counts. So results do not depend on their
-number, up to the order of sums.
+Every process holds the same weights and takes a share of an update's prompts. The processes exchange rewards, the
+adapter's gradient and counts. Results do not depend on the number of processes, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ AGAIN = "run the same command to go on"
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of this run: which of how many this one is."""
+    """The processes of this run: this process's rank and their number."""
 
     rank: int = 0
     size: int = 1
     shards: bool = False
-    """Whether they share the frozen weights, too (`sharded.py`)."""
+    """Whether the frozen weights are sharded over the processes (`sharded.py`)."""
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """The share of `count` things that is this process's: one in so many, so that of each kind all have some."""
+        """Indices of this process's share of `count` items: every `size`-th, so that every share has all kinds."""
         return range(self.rank, count, self.size)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
@@ -61,7 +60,7 @@ class Team:
         return [v for v in values if v is not None]
 
     def wait(self) -> None:
-        """Go on when every process is here."""
+        """Wait for all processes."""
         if self.size > 1:
             _together(dist.barrier)
 
@@ -71,7 +70,7 @@ ALONE = Team()
 
 @cache
 def join() -> Team:
-    """The team that the launcher's environment names, or nobody else."""
+    """The team that the launcher's environment variables describe; `ALONE` without a launcher."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     from accelerate import PartialState
@@ -82,7 +81,7 @@ def join() -> Team:
 
 
 def _told_to_end(number: int, frame: FrameType | None) -> None:
-    """A launcher ends the others when one of its processes has ended."""
+    """Handle SIGTERM, which a launcher sends to the other processes when one of them ends."""
     raise UserError(f"another process of this run has ended, or the run was stopped; {AGAIN}")
 
 

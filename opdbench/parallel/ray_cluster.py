@@ -1,8 +1,8 @@
-"""The jobs of `opdbench run` on a Ray cluster (`--backend ray`): the graph of `jobs.py`, its workers Ray's.
+"""Run the jobs of `opdbench run` on a Ray cluster (`--backend ray`), in the order of `jobs.Plan`.
 
-Every job that needs nothing more is handed to Ray, which finds it a core, or a GPU where the cluster has some. All
-machines share the file system: a worker goes to the folder in which the command was typed, and finds and leaves
-stages as a local one does. Ray starts a job again whose worker was lost, and it goes on from its checkpoint.
+Every job whose needs are finished is submitted to Ray, which assigns it a core, or a GPU where the cluster has GPUs.
+All machines must share the file system: a worker changes to the folder in which the command was typed, and reads and
+writes stages as a local worker does. Ray restarts a job whose worker was lost; it resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ except ImportError as error:
     raise UserError("--backend ray needs Ray; pip install 'opdbench[ray]', or leave out --backend") from error
 
 RETRIES = 3
-"""Times that a job is started again after its worker was lost."""
+"""How often a job is restarted after its worker was lost."""
 POLL = 0.2
-"""Seconds between two looks at what the workers say."""
+"""Seconds between two reads of the workers' messages."""
 CONNECT = 10
-"""Seconds to wait for a cluster."""
+"""Seconds to wait for a connection to a cluster."""
 SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
-"""Of the environment, what a worker has from the command: bits depend on it."""
+"""Environment variables that workers inherit from the command, because results depend on them bit by bit."""
 
 
 def run_jobs(jobs: Sequence[Job], most: int | None, address: str | None) -> None:
-    """Do all jobs on the cluster at `address`, or on one of this machine's cores that ends with this call.
+    """Run all jobs on the cluster at `address`, or on a local one that is shut down at the end.
 
     Args:
         jobs: as for `jobs.run_jobs`.
-        most: jobs at once; as many as the cluster has room for if None.
-        address: of a running cluster: `auto`, host:port, or ray://host:port; the environment's if None.
+        most: largest number of jobs at once; None for as many as the cluster can hold.
+        address: of a running cluster: `auto`, host:port or ray://host:port; None for `RAY_ADDRESS`.
 
     Raises:
         UserError: the cluster cannot be reached, or some jobs failed.
@@ -55,7 +55,7 @@ def run_jobs(jobs: Sequence[Job], most: int | None, address: str | None) -> None
 
 
 def _knock(address: str) -> None:
-    """Raise `UserError` unless something listens there: Ray itself would try for minutes."""
+    """Raise `UserError` if nothing listens at the address; Ray itself would retry for minutes."""
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():
         raise UserError(f"bad --address {address!r}; expected auto, host:port or ray://host:port")
@@ -83,7 +83,7 @@ def _cluster(address: str | None, most: int | None) -> Iterator[None]:
 
 
 def _follow(plan: Plan, most: int | None) -> None:
-    """Hand out jobs as they become ready, and pass on what they say, until none is left."""
+    """Submit jobs as they become ready and show their messages, until none is left."""
     board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
     room = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
     settings = {name: os.environ[name] for name in SETTINGS if name in os.environ}
@@ -114,7 +114,7 @@ def _outcome(reference: Any) -> str:
 
 @ray.remote
 class _Board:
-    """Where workers leave what their consoles are told, until the command reads it."""
+    """Holds the messages of the workers' consoles until the command reads them."""
 
     def __init__(self) -> None:
         self._said: list[tuple[str, str, Sequence[Any]]] = []
@@ -129,7 +129,7 @@ class _Board:
 
 @dataclass(frozen=True)
 class _BoardConsole:
-    """A worker's console."""
+    """The console in a worker: sends all it is told to the board."""
 
     board: Any
     key: str
@@ -143,9 +143,9 @@ class _BoardConsole:
 
 @ray.remote
 def _do(held: Sequence[Any], key: str, board: Any, folder: str, settings: Mapping[str, str]) -> str:
-    """Do the job that a reference in a list holds; why it failed, or "".
+    """Run the job behind the reference in `held`; returns why it failed, or "".
 
-    Ray resolves no reference within a list, so torch, which the work brings, comes after the settings.
+    Ray does not resolve references inside a list, so torch is imported with the work, after the settings.
     """
     os.environ.update(settings)
     quiet_libraries()

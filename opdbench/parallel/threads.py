@@ -1,4 +1,4 @@
-"""Work in a second thread."""
+"""Overlap work with a second thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ U = TypeVar("U")
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made in a second thread while the one before it is in use."""
+    """Yield the same items; each is produced in a second thread while the previous one is in use."""
     with _second_thread() as pool:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:
@@ -20,7 +20,7 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def behind(items: Iterable[T], work: Callable[[T], U]) -> Iterator[U]:
-    """`work` of each item, done in a second thread while this one makes the next item."""
+    """Yield `work(item)` for each item, run in a second thread while this thread produces the next item."""
     with _second_thread() as pool:
         last = None
         for item in items:

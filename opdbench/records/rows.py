@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def write_samples(path: Path, samples: Iterable[Sample], extra: Mapping[str, Any] | None = None) -> None:
-    """Rows as JSON lines, whole or not at all."""
+    """Write rows as JSON lines; the file is replaced as a whole or not at all."""
     write_text(path, _lines(path, samples, extra))
 
 
@@ -34,18 +34,18 @@ def _lines(path: Path, samples: Iterable[Sample], extra: Mapping[str, Any] | Non
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows written by `write_samples`, as they are: all lines in one parse, as comparisons read millions."""
+    """Rows of `write_samples` as dictionaries. All lines are parsed at once, since comparisons read millions."""
     try:
         rows: list[dict[str, Any]] = json.loads(f"[{path.read_text(encoding='utf-8').strip().replace(chr(10), ',')}]")
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     if not all(isinstance(row, dict) for row in rows):
-        raise _unreadable(path, "a line is no table")
+        raise _unreadable(path, "a line is not a JSON object")
     return rows
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """Rows written by `write_samples`."""
+    """Rows of `write_samples` as samples."""
     try:
         return [Sample(**row) for row in read_rows(path)]
     except TypeError as error:
@@ -83,10 +83,10 @@ class Picked:
 
 
 def misfit_rows(samples: Sequence[Sample], expected: Sequence[Picked]) -> str:
-    """Why rows are not one for each expected picture with finite or null numbers, in a few words; "" if they are."""
+    """Why the rows are not exactly one per expected picture with finite or null numbers; "" if they are."""
     for row in samples:
         if not (isinstance(row.prompt, str) and isinstance(row.task, str) and isinstance(row.metrics, Mapping)):
-            return f"has a row of prompt {row.prompt!r} that is none of an evaluation"
+            return f"has a row of prompt {row.prompt!r} that does not belong to an evaluation"
         if type(row.index) is not int:
             return f"has the index {row.index!r} for {row.prompt!r}"
     wanted, counts = set(expected), Counter((row.prompt, row.index, row.task) for row in samples)
@@ -110,13 +110,13 @@ def _is_finite(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture that a run keeps for people to look at, beside its score.
+    """A picture that a run keeps to be looked at, with its score.
 
     Attributes:
-        policy: whose picture.
-        text, prompt, index: what the model read, its id, and which picture of it.
-        task, value, reason: the evaluator, and what it said.
-        failure: whether it was kept because it failed; the others are the same prompts for every policy.
+        policy: the policy that made it.
+        text, prompt, index: the prompt's text and id, and the index of the picture.
+        task, value, reason: the evaluator, its value and its reason.
+        failure: whether it was kept because it failed; all other pictures have the same prompts for every policy.
     """
 
     policy: str
@@ -130,7 +130,7 @@ class Shot:
 
 
 def write_shots(folder: Path, shots: Sequence[tuple[Shot, Image]]) -> None:
-    """Pictures as PNG in `pictures` of a run's folder, and their rows in the same order beside them."""
+    """Write pictures as PNG into `pictures` of a run's folder, and their rows beside them in the same order."""
     for number, (_, image) in enumerate(shots):
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
@@ -139,7 +139,7 @@ def write_shots(folder: Path, shots: Sequence[tuple[Shot, Image]]) -> None:
 
 
 def read_shots(folder: Path) -> list[tuple[Shot, Path]]:
-    """Rows of `write_shots` and their files; none if the run kept no pictures."""
+    """Rows of `write_shots` with their files; empty if the run kept no pictures."""
     path = folder / "pictures" / "rows.jsonl"
     if not path.exists():
         return []
