@@ -129,7 +129,7 @@ def _share(plan: Plan, workers: int) -> None:
 
 
 class _Worker:
-    """This process's handle of a worker process."""
+    """Handle of a worker process."""
 
     job: Job
 
