@@ -22,8 +22,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from opdbench.diffusion.families import Condition
 from opdbench.diffusion.flow import with_density
-from opdbench.diffusion.model import Condition
 from opdbench.diffusion.walk import Step
 from opdbench.errors import UserError
 from opdbench.methods.base import Actors, Batch, Gather, alone

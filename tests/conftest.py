@@ -108,7 +108,7 @@ class World:
         import torch
 
         from opdbench.core import Prompt
-        from opdbench.diffusion.model import Condition
+        from opdbench.diffusion.families import Condition
         from opdbench.diffusion.walk import Noise
         from opdbench.methods.base import Batch
 

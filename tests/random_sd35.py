@@ -22,8 +22,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from opdbench.diffusion.sources import MAX_TEXT, tiny_folder
-from opdbench.runs.memory import CLIP_TEXT
+from opdbench.diffusion.families import CLIP_TEXT, MAX_TEXT
+from opdbench.diffusion.sources import tiny_folder
 from opdbench.tiny.build import build_clip, build_scheduler
 
 DENOISER = {

@@ -19,9 +19,6 @@ from opdbench.api.trained import find_adapter
 from opdbench.diffusion.sources import EDITIONS, tiny_folder
 from opdbench.errors import UserError
 
-TRAINED = "StableDiffusion3Pipeline"
-"""The family that opdbench trains; `opdbench eval` walks it with its own sampler."""
-
 
 @dataclass(frozen=True)
 class Drawing:

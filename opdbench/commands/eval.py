@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +35,7 @@ NOISE_LEVEL = 0.7
 """Default of the stochastic samplers, as in Flow-GRPO."""
 
 GUIDANCE, STEPS = 3.5, 10
-"""Defaults of the family that opdbench trains; another family has its own."""
+"""Defaults of the families that opdbench trains; another family has its own."""
 
 
 def eval_(
@@ -73,7 +73,7 @@ def eval_(
     walk = Walk(sampler, noise_level)
     walk.at(1, 0.0)  # checks both before anything is loaded
     check_writable(out)
-    from opdbench.api.pipelines import TRAINED, Drawing, family
+    from opdbench.api.pipelines import Drawing
     from opdbench.commands.terminal import print_estimates
     from opdbench.evaluation.standalone import evaluate_pictures, parse_share
     from opdbench.parallel.processes import join
@@ -84,16 +84,8 @@ def eval_(
         judges = {task: evaluator(task, sources.get(task)) for task in wanted}
         rows = evaluate_pictures(pictures, judges, out, parse_share(share) if share else None)
     else:
-        trained = family(model) == TRAINED
-        drawing = Drawing(
-            GUIDANCE if guidance is None and trained else guidance,
-            STEPS if steps is None and trained else steps,
-            resolution,
-        )
-        question = Question(model, adapter, drawing, wanted, sources, prompts, limit, seed)
-        if not trained and walk != Walk():
-            raise UserError(f"--sampler {sampler} needs an SD3 pipeline; {model!r} is drawn with its own scheduler")
-        rows = _walk(question, walk, out, keep_pictures) if trained else _call(question, out, keep_pictures)
+        drawing = Drawing(guidance, steps, resolution)
+        rows = _ask(Question(model, adapter, drawing, wanted, sources, prompts, limit, seed), walk, out, keep_pictures)
     if join().leads:
         print_estimates(rows, format_)
     if any(row["unscored"] for row in rows if not row["metric"]):
@@ -134,8 +126,24 @@ class Walk:
         return Sampler(self.sampler, steps, usual if self.noise_level is None else self.noise_level, guidance)
 
 
+def _ask(question: Question, walk: Walk, out: Path, keep_pictures: bool) -> list[dict[str, Any]]:
+    """The answer by opdbench's own walk for a family that it trains, else by the pipeline's call."""
+    from opdbench.api.pipelines import family
+    from opdbench.diffusion.families import FAMILIES
+
+    if family(question.model) not in FAMILIES:
+        if walk != Walk():
+            name = question.model
+            raise UserError(f"--sampler {walk.sampler} needs SD3 or FLUX; {name!r} is drawn with its own scheduler")
+        return _call(question, out, keep_pictures)
+    drawing = question.drawing
+    guidance = GUIDANCE if drawing.guidance is None else drawing.guidance
+    drawing = replace(drawing, guidance=guidance, steps=drawing.steps or STEPS)
+    return _walk(replace(question, drawing=drawing), walk, out, keep_pictures)
+
+
 def _walk(question: Question, walk: Walk, out: Path, keep_pictures: bool) -> list[dict[str, Any]]:
-    """The family that opdbench trains, with the sampler and the noise of its runs."""
+    """A family that opdbench trains, with the sampler and the noise of its runs."""
     from opdbench.api.trained import find_adapter
     from opdbench.evaluation.model_scores import Subject, evaluate_model
     from opdbench.registry import evaluator, suite

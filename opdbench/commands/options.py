@@ -61,7 +61,7 @@ NamedRuns = Annotated[
     list[Path] | None, typer.Argument(metavar="[RUN]...", help="run folders or record files; default: all in --runs")
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", envvar="OPDBENCH_OUT", help="folder to read runs from")]
-ModelOption = Annotated[str, typer.Option(help="tiny, a folder, or a Hub id of an SD3 pipeline")]
+ModelOption = Annotated[str, typer.Option(help="tiny, a folder, or a Hub id of an SD3 or FLUX pipeline")]
 PipelineOption = Annotated[str, typer.Option(help="tiny, a folder, or a Hub id of any text-to-image pipeline")]
 AdapterOption = Annotated[str | None, typer.Option(help="LoRA adapter: a run, stage folder, file, folder or Hub id")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="maximum test prompts per task")]

@@ -42,15 +42,17 @@ class PlannedRun:
 
 def plan_of(runner: Runner) -> PlannedRun:
     """The plan of one run; nothing is trained."""
+    from opdbench.diffusion.sources import family_of
     from opdbench.recipes.config import RELEASED
     from opdbench.runs.budget import forwards
 
     recipe, stages = runner.config.recipe, []
+    embedded = family_of(runner.config.model).embeds_guidance
     for stage in recipe.stages:
         digest = runner.spec.stages[stage.name]
         state = "finished" if runner.store.finished_stage(digest) else "to train"
         state = RELEASED if stage.loss == RELEASED else state
-        cost = forwards(stage, recipe).total()
+        cost = forwards(stage, recipe, embedded).total()
         stages.append(PlannedStage(stage.name, stage.loss, stage.tasks, stage.updates, cost, digest, state))
     return PlannedRun(recipe.name, runner.config.seed, str(runner.folder / "record.json"), tuple(stages))
 

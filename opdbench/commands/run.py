@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -24,6 +25,7 @@ MAIN_TASKS, ALL_TASKS = "ocr,geneval", "ocr,geneval,preference"
 METHOD_HELP = "methods, comma-separated, or all; `opdbench list` shows them; default opd"
 TASKS_HELP = f"tasks to learn, comma-separated; default {MAIN_TASKS}, and {ALL_TASKS} with --method all"
 PRESET_HELP = "preset applied to every recipe: sd35, leaderboard, or a file; default leaderboard with --method all"
+RESOLUTION_HELP = "side of the pictures in pixels; 0: the recipe's, which by default is the model's"
 SUITE_HELP = "full: adds forgetting, rewording and guidance probes"
 TEACHERS = "released LoRA adapters used as teachers: task=adapter, or a release, e.g. quanhaol/DiffusionOPD"
 
@@ -37,6 +39,7 @@ def run(
     set_: SetOption = None,
     config: Annotated[Path | None, typer.Option(help="recipe file, used instead of --method")] = None,
     preset: Annotated[str | None, typer.Option(help=PRESET_HELP)] = None,
+    resolution: Annotated[int, typer.Option(min=0, max=16384, help=RESOLUTION_HELP)] = 0,
     out: OutOption = Path("runs"),
     teachers: Annotated[list[str] | None, typer.Option(help=TEACHERS)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
@@ -67,8 +70,9 @@ def run(
     from opdbench.runs.job_graph import make_runners, run_all
     from opdbench.runs.spec import plan_runs
 
-    recipes = _recipes([config] if config else method or "opd", learnt, set_ or [], preset)
     locate(model)
+    recipes = _recipes([config] if config else method or "opd", learnt, set_ or [], preset, model)
+    recipes = [replace(recipe, resolution=resolution or recipe.resolution) for recipe in recipes]
     _check_resolution(model, recipes, preset)
     given = released.fetch_all(teachers or (), learnt, model)
     recipes = [released.replace_teachers(recipe, given) for recipe in recipes]
@@ -83,15 +87,17 @@ def run(
 
 
 def _recipes(
-    methods: str | list[Path], tasks: Sequence[str], overrides: Sequence[str], preset: str | None
+    methods: str | list[Path], tasks: Sequence[str], overrides: Sequence[str], preset: str | None, model: str
 ) -> list[Recipe]:
     """The recipes of the named methods or files, each able to score every task."""
     from opdbench import registry
+    from opdbench.diffusion.sources import family_of
     from opdbench.runs.budget import plan
 
     files = registry.parse_methods(methods) if isinstance(methods, str) else methods
     over = registry.preset(preset) if preset else None
-    recipes = [plan(file, tasks, overrides, over) for file in files]
+    embedded = family_of(model).embeds_guidance
+    recipes = [plan(file, tasks, overrides, over, embedded) for file in files]
     for recipe in recipes:
         for task in tasks:
             if task not in registry.suite(recipe.judges):
@@ -101,7 +107,7 @@ def _recipes(
 
 def _check_resolution(model: str, recipes: Sequence[Recipe], preset: str | None) -> None:
     """Refuse pictures that the embedded model cannot draw: a preset for another model, and --model was forgotten."""
-    from opdbench.diffusion.sources import TINY, latent_shape, outline, tiny_folder
+    from opdbench.diffusion.sources import TINY, family_of, outline, tiny_folder
     from opdbench.files import read_json
 
     sides = sorted({recipe.resolution for recipe in recipes if recipe.resolution})
@@ -110,7 +116,7 @@ def _check_resolution(model: str, recipes: Sequence[Recipe], preset: str | None)
     blocks = read_json(tiny_folder() / "vae" / "config.json")["block_out_channels"]
     try:
         for side in sides:
-            latent_shape(outline(model).config, 2 ** (len(blocks) - 1), side)
+            family_of(model).latent_shape(outline(model).config, 2 ** (len(blocks) - 1), side)
     except UserError as error:
         named = f"preset {preset!r}" if preset else "the recipe"
         hint = "add --model, for example --model stabilityai/stable-diffusion-3.5-medium"

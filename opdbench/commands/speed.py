@@ -27,9 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from opdbench.core import Evaluator
 from opdbench.diffusion.adapters import ATTENTION, Adapter, Lora
+from opdbench.diffusion.families import Condition, Family
 from opdbench.diffusion.flow import kl_weight
 from opdbench.diffusion.lora_layer import unfuse
-from opdbench.diffusion.model import Condition, Model, Policy
+from opdbench.diffusion.model import Model, Policy
 from opdbench.diffusion.walk import Velocity, sample, walk
 from opdbench.environment import peak_mib
 from opdbench.methods.base import Actors, Batch
@@ -62,27 +63,25 @@ class Unmerged:
     guidance: float
     empty: Condition
     mixed: AbstractContextManager[Any]
+    family: Family
 
     @property
     def passes(self) -> int:
         """Denoiser forwards per velocity."""
-        return 1 if self.guidance == 1 else 2
+        return 1 if self.guidance == 1 or self.family.embeds_guidance else 2
 
     def velocity(self, x: Tensor, t: float | Tensor, condition: Condition) -> Tensor:
         """Guided velocity, fp32, through whatever attention PyTorch chooses."""
         if self.network.active_adapters() != [self.adapter]:
             self.network.set_adapter(self.adapter)
-        rows = torch.cat([self.empty.states.expand_as(condition.states), condition.states])
-        pooled = torch.cat([self.empty.pooled.expand_as(condition.pooled), condition.pooled])
         conditional = self.passes == 1
+        if not conditional:
+            x = torch.cat([x, x])
+            states = torch.cat([self.empty.states.expand_as(condition.states), condition.states])
+            condition = Condition(states, torch.cat([self.empty.pooled.expand_as(condition.pooled), condition.pooled]))
+        times = torch.full((len(x),), float(t), device=x.device)
         with self.mixed:
-            out: Tensor = self.network(
-                hidden_states=x if conditional else torch.cat([x, x]),
-                timestep=torch.full((len(x) * self.passes,), 1000 * float(t), device=x.device),
-                encoder_hidden_states=condition.states if conditional else rows,
-                pooled_projections=condition.pooled if conditional else pooled,
-                return_dict=False,
-            )[0]
+            out = self.family.forward(self.network, x, times, condition, self.guidance)
         if conditional:
             return out.float()
         without, with_text = out.float().chunk(2)
@@ -101,9 +100,9 @@ def unmerged(actors: Actors, lora: Lora) -> Actors:
     teachers: dict[str, Any] = {}
     for task, teacher in actors.teachers.items():
         network.add_adapter(lora.config(), adapter_name=task)
-        teachers[task] = Unmerged(network, task, teacher.guidance, mine.empty, mixed)
+        teachers[task] = Unmerged(network, task, teacher.guidance, mine.empty, mixed, mine.family)
     network.set_adapter("default")
-    student: Any = Unmerged(network, "default", mine.guidance, mine.empty, mixed)
+    student: Any = Unmerged(network, "default", mine.guidance, mine.empty, mixed, mine.family)
     return replace(actors, student=student, teachers=teachers)
 
 

@@ -96,15 +96,17 @@ def _students(text: str, stages: Sequence[Stage]) -> list[str]:
 
 def _check_sides(model: str, sides: Sequence[int]) -> None:
     """Refuse a side of the latent that the denoiser cannot take."""
-    from opdbench.diffusion.sources import outline
+    from opdbench.diffusion.sources import family_of, outline
 
     if not sides:
         return
-    config = outline(model).config
-    patch, most = config.patch_size, config.patch_size * config.pos_embed_max_size
+    family, config = family_of(model), outline(model).config
     for side in sides:
-        if side % patch or side > most:
-            raise UserError(f"side is {side}; expected a multiple of {patch}, at most {most}, for model {model!r}")
+        try:
+            family.latent_shape(config, 1, side)  # with one pixel per latent, the resolution is the side
+        except UserError as error:
+            reason = str(error).removeprefix("resolution is ")
+            raise UserError(f"side is {reason}, for model {model!r}") from error
 
 
 def _check_grid(model: str, grid: Sequence[GridPoint]) -> None:

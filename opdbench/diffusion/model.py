@@ -1,4 +1,4 @@
-"""A Stable Diffusion 3 pipeline behind a small interface: encode, velocity with guidance, decode."""
+"""A pipeline of Stable Diffusion 3 or FLUX behind a small interface: encode, velocity with guidance, decode."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel
 from PIL import Image
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Adapter, Lora
+from opdbench.diffusion.families import Condition, Family, StableDiffusion3, blocks_of
 from opdbench.diffusion.lora_layer import fuse
-from opdbench.diffusion.sources import MAX_TEXT, TINY, _load, latent_shape, load_denoiser
+from opdbench.diffusion.sources import TINY, family_of, load_denoiser, load_pipeline
 from opdbench.diffusion.walk import Velocity
 from opdbench.errors import UserError
 
@@ -30,25 +30,15 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Condition:
-    """Encoded prompts: token states `(B, L, D)` and pooled states `(B, P)`."""
-
-    states: Tensor
-    pooled: Tensor
-
-    def __getitem__(self, rows: Tensor | slice) -> Condition:
-        return Condition(self.states[rows], self.pooled[rows])
-
-
-@dataclass(frozen=True)
 class Policy:
     """A denoiser with its own guidance scale.
 
     Classifier-free guidance is applied here and nowhere else: v = v_u + g (v_c - v_u). A scale of 1 is a single
-    conditional pass. Gradient flows through both branches, as in the official code of DiffusionOPD.
+    conditional pass. Gradient flows through both branches, as in the official code of DiffusionOPD. A denoiser that
+    embeds guidance (FLUX.1-dev) takes the scale as a number instead, so that its velocity is always a single pass.
     """
 
-    network: SD3Transformer2DModel
+    network: Any
     guidance: float
     empty: Condition
     dtype: torch.dtype
@@ -56,11 +46,12 @@ class Policy:
     """Digest of the adapter that is folded into the weights, or empty."""
     at_once: int = 0
     """Maximum pictures per forward pass; 0 is no limit."""
+    family: Family = StableDiffusion3()
 
     @property
     def passes(self) -> int:
         """Denoiser forwards that one velocity of one picture costs."""
-        return 1 if self.guidance == 1 else 2
+        return 1 if self.guidance == 1 or self.family.embeds_guidance else 2
 
     def parameters(self) -> list[Tensor]:
         """The trainable weights, which are those of the student's adapter."""
@@ -91,13 +82,8 @@ class Policy:
             states = torch.cat([empty.states.expand_as(states), states])
             pooled = torch.cat([empty.pooled.expand_as(pooled), pooled])
         with self._mixed():
-            out = self.network(
-                hidden_states=x.to(self.dtype),
-                timestep=1000 * times,
-                encoder_hidden_states=states,
-                pooled_projections=pooled,
-                return_dict=False,
-            )[0].float()
+            condition = Condition(states, pooled)
+            out = self.family.forward(self.network, x.to(self.dtype), times, condition, self.guidance).float()
         if self.passes == 1:
             return out
         without, with_text = out.chunk(2)
@@ -109,7 +95,7 @@ class Policy:
 
     def compile(self, mode: bool | str = True) -> None:
         """Compile the denoiser's blocks, each shape of pictures by itself; `graphs` captures CUDA graphs too."""
-        for block in self.network.transformer_blocks:
+        for block in blocks_of(self.family, self.network):
             block.compile(dynamic=False, mode="reduce-overhead" if mode == "graphs" else None)
 
     def save_memory(self) -> None:
@@ -125,7 +111,7 @@ class Model:
     """A loaded pipeline, from which policies are made."""
 
     def __init__(self, source: str = TINY, device: str | None = None, resolution: int = 0) -> None:
-        """Load `source`: `tiny`, a folder, or a hub id of a Stable Diffusion 3 pipeline.
+        """Load `source`: `tiny`, a folder, or a hub id of a Stable Diffusion 3 or FLUX pipeline.
 
         Pictures are `resolution` pixels high and wide; 0 is the model's own resolution.
         """
@@ -137,15 +123,16 @@ class Model:
             # For few tokens plain attention is faster than the fused one, whose backward is slow on CPUs. The switch
             # is set once per process, because it is not thread-local and two threads walk at the same time.
             torch.backends.cuda.enable_flash_sdp(False)
-        pipe = _load(source)
+        self.family = family_of(source)
+        pipe = load_pipeline(source, self.family)
         self.vae = pipe.vae.to(self.device, memory_format=torch.channels_last).requires_grad_(False).eval()
         self._pipe = pipe
         self._scheduler = pipe.scheduler
         self.base = pipe.transformer.to(self.device, self.dtype).requires_grad_(False).eval()
-        for encoder in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
-            encoder.to(self.device).requires_grad_(False).eval()
+        for name in self.family.encoders:
+            getattr(pipe, name).to(self.device).requires_grad_(False).eval()
         self.resolution = resolution
-        self.latent_shape = latent_shape(self.base.config, pipe.vae_scale_factor, resolution)
+        self.latent_shape = self.family.latent_shape(self.base.config, pipe.vae_scale_factor, resolution)
         self._others: dict[torch.dtype, Model] = {}
         self._prepare_prompts()
 
@@ -170,16 +157,14 @@ class Model:
         other = copy.copy(self)
         other.dtype, other._others = dtype, {self.dtype: self}
         # Rounded weights do not come back, so those of more digits are read again.
-        weights = load_denoiser(self.source) if dtype == torch.float32 else copy.deepcopy(self.base)
+        weights = load_denoiser(self.source, self.family) if dtype == torch.float32 else copy.deepcopy(self.base)
         other.base = weights.to(self.device, dtype).requires_grad_(False).eval()
         other._prepare_prompts()
         return other
 
     def sigmas(self, steps: int) -> list[float]:
         """The scheduler's times 1 = t_0 > ... > t_N = 0."""
-        scheduler = copy.deepcopy(self._scheduler)
-        scheduler.set_timesteps(steps)
-        return [float(s) for s in scheduler.sigmas]
+        return self.family.sigmas(self._scheduler, steps, self.latent_shape)
 
     def encode(self, texts: Sequence[str]) -> Condition:
         """Encode prompts, each alone so that batching changes nothing; the latest are cached."""
@@ -188,15 +173,8 @@ class Model:
 
     @torch.no_grad()
     def _encode(self, text: str) -> Condition:
-        states, _, pooled, _ = self._pipe.encode_prompt(
-            prompt=text,
-            prompt_2=None,
-            prompt_3=None,
-            device=self.device,
-            do_classifier_free_guidance=False,
-            max_sequence_length=min(self._pipe.tokenizer_3.model_max_length, MAX_TEXT),
-        )
-        return Condition(states.to(self.dtype), pooled.to(self.dtype))
+        encoded = self.family.encode(self._pipe, text, self.device)
+        return Condition(encoded.states.to(self.dtype), encoded.pooled.to(self.dtype))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -206,7 +184,7 @@ class Model:
         pixels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
-    def _layers(self) -> SD3Transformer2DModel:
+    def _layers(self) -> Any:
         """A copy of the denoiser's layers that shares the frozen weights."""
         weights = (*self.base.parameters(), *self.base.buffers())
         return copy.deepcopy(self.base, {id(tensor): tensor for tensor in weights})
@@ -214,10 +192,13 @@ class Model:
     def frozen(self, adapter: Adapter | None, guidance: float) -> Policy:
         """A policy with the adapter folded into its own weights; all other weights are shared with the base model."""
         if adapter is None:
-            return Policy(self.base, guidance, self.empty, self.dtype)
+            return self._policy(self.base, guidance)
         network = self._layers()
         adapters.fold(network, self.base, adapter)
-        return Policy(network, guidance, self.empty, self.dtype, adapter.digest())
+        return self._policy(network, guidance, adapter.digest())
+
+    def _policy(self, network: Any, guidance: float, adapter: str = "") -> Policy:
+        return Policy(network, guidance, self.empty, self.dtype, adapter, family=self.family)
 
     def student(self, lora: Lora, guidance: float, seed: int, start: Adapter | None = None) -> Policy:
         """A trainable policy: a fresh adapter, or a copy of `start`, on the base model's weights."""
@@ -227,7 +208,7 @@ class Model:
         fuse(network)
         if start is not None:
             adapters.write(network, start.tensors)
-        return Policy(network, guidance, self.empty, self.dtype)
+        return self._policy(network, guidance)
 
     def _fits(self, lora: Lora, start: Adapter | None) -> None:
         if start is not None and start.lora != lora:

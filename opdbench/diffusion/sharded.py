@@ -12,15 +12,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
-from diffusers import SD3Transformer2DModel
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Adapter, Lora
+from opdbench.diffusion.families import blocks_of
 from opdbench.diffusion.model import Model, Policy
 from opdbench.diffusion.sources import TINY
 from opdbench.errors import UserError
@@ -43,7 +44,7 @@ class Switched(Policy):
             _switch(self.network, STUDENT)  # autograd skips parameters that need no gradient at the backward pass
 
 
-def _switch(network: SD3Transformer2DModel, name: str) -> None:
+def _switch(network: Any, name: str) -> None:
     known = getattr(network, "peft_config", {})
     if name in known:
         network.enable_adapters()
@@ -59,9 +60,8 @@ class ShardedModel(Model):
         """Load as `Model` does, then shard every block of the denoiser over the processes."""
         super().__init__(source, device, resolution)
         mesh = init_device_mesh(self.device.type, (dist.get_world_size(),))
-        self._shards: list[FSDPModule] = [
-            fully_shard(module, mesh=mesh) for module in (*self.base.transformer_blocks, self.base)
-        ]
+        modules = (*blocks_of(self.family, self.base), self.base)
+        self._shards: list[FSDPModule] = [fully_shard(module, mesh=mesh) for module in modules]
         self._gather()
 
     @contextmanager
@@ -81,10 +81,13 @@ class ShardedModel(Model):
     def frozen(self, adapter: Adapter | None, guidance: float) -> Policy:
         """A policy whose adapter is added to the network under the digest of its weights."""
         if adapter is None:
-            return Switched(self.base, guidance, self.empty, self.dtype)
+            return self._switched("", guidance)
         name = adapter.digest()
         self._put(name, adapter.lora, 0, adapter)
-        return Switched(self.base, guidance, self.empty, self.dtype, name, name=name)
+        return self._switched(name, guidance, name)
+
+    def _switched(self, name: str, guidance: float, adapter: str = "") -> Switched:
+        return Switched(self.base, guidance, self.empty, self.dtype, adapter, family=self.family, name=name)
 
     def student(self, lora: Lora, guidance: float, seed: int, start: Adapter | None = None) -> Policy:
         """A trainable policy; it replaces the previous student."""
@@ -92,7 +95,7 @@ class ShardedModel(Model):
         if STUDENT in getattr(self.base, "peft_config", {}):
             self.base.delete_adapters(STUDENT)
         self._put(STUDENT, lora, seed, start)
-        return Switched(self.base, guidance, self.empty, self.dtype, name=STUDENT)
+        return self._switched(STUDENT, guidance)
 
     def move(self, policy: Policy, adapter: Adapter) -> None:
         """Change the weights of a policy that `frozen` made."""

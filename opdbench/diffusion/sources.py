@@ -12,35 +12,14 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
+from opdbench.diffusion.families import FAMILIES, Family, StableDiffusion3, of_denoiser
 from opdbench.errors import UserError
 from opdbench.files import hash_folder
 
 TINY = "tiny"
 EDITIONS = {TINY: "opdbench.tiny.model", "tiny@1": "opdbench.tiny.model", "tiny@2": "opdbench.tiny.second.model"}
 """Packages of the embedded models; the first edition is the default."""
-
-MAX_TEXT = 128
-"""Maximum T5 tokens, as in the official code; a tokenizer may set fewer."""
-
-
-def latent_shape(config: Any, scale: int, resolution: int) -> tuple[int, int, int]:
-    """Shape `(C, H, W)` of the latents of square pictures.
-
-    Args:
-        config: the denoiser's configuration.
-        scale: pixels per entry of the latent.
-        resolution: height and width in pixels; 0 is the model's own. SD3.5-M's own is 1024; the papers use 512.
-
-    Raises:
-        UserError: the denoiser cannot make pictures of that size.
-    """
-    side, most = resolution // scale or config.sample_size, config.pos_embed_max_size * config.patch_size
-    if resolution % (scale * config.patch_size) or side > most:
-        unit = scale * config.patch_size
-        raise UserError(f"resolution is {resolution}; expected a multiple of {unit}, at most {most * scale}")
-    return config.in_channels, side, side
 
 
 def tiny_folder(edition: str = TINY) -> Path:
@@ -49,7 +28,7 @@ def tiny_folder(edition: str = TINY) -> Path:
 
 
 def locate(source: str) -> str:
-    """A folder or hub id that diffusers understands; `UserError` if it is not an SD3 pipeline."""
+    """A folder or hub id that diffusers understands; `UserError` if it is no pipeline that opdbench trains."""
     path = tiny_folder(source) if source in EDITIONS else Path(source)
     index = path / "model_index.json"
     if index.is_file():
@@ -57,13 +36,13 @@ def locate(source: str) -> str:
             name = json.loads(index.read_text()).get("_class_name")
         except (ValueError, AttributeError):
             name = None
-        if name != "StableDiffusion3Pipeline":
-            raise UserError(f"model {source!r} is a {name!r}; expected a StableDiffusion3Pipeline")
+        if name not in FAMILIES:
+            raise UserError(f"model {source!r} is a {name!r}; expected a {' or a '.join(FAMILIES)}")
         return str(path)
     if path.exists() or source.count("/") != 1:
         raise UserError(
             f"unknown model {source!r}: no model_index.json there; "
-            f"expected {', '.join(EDITIONS)}, the folder of an SD3 pipeline, or a hub id "
+            f"expected {', '.join(EDITIONS)}, the folder of an SD3 or FLUX pipeline, or a hub id "
             "such as stabilityai/stable-diffusion-3.5-medium"
         )
     return source
@@ -75,23 +54,44 @@ def model_hash(source: str, resolution: int = 0) -> str:
     return (hash_folder(folder) if folder.is_dir() else source) + (f"@{resolution}" if resolution else "")
 
 
-def outline(source: str) -> SD3Transformer2DModel:
+def family_of(source: str) -> Family:
+    """The family of a model, read from the configuration of its denoiser.
+
+    Raises:
+        UserError: there is none, or its denoiser is of another family.
+    """
+    config = _denoiser_config(source)
+    family = of_denoiser(config)
+    if family is None:
+        known = " or a ".join(kind.denoiser.__name__ for kind in FAMILIES.values())
+        raise UserError(f"the denoiser of model {source!r} is a {config.get('_class_name')!r}; expected a {known}")
+    return family
+
+
+def outline(source: str) -> Any:
     """The denoiser's layers without weights, on the meta device; reads its configuration only."""
-    with _loading(source) as location:
-        config = SD3Transformer2DModel.load_config(location, subfolder="transformer")
+    denoiser = family_of(source).denoiser
     with torch.device("meta"):
-        return SD3Transformer2DModel.from_config(config)
+        return denoiser.from_config(_denoiser_config(source))
 
 
-def _load(source: str) -> StableDiffusion3Pipeline:
+def _denoiser_config(source: str) -> dict[str, Any]:
     with _loading(source) as location:
-        return StableDiffusion3Pipeline.from_pretrained(location, torch_dtype=torch.float32, use_safetensors=True)
+        # Any denoiser's class reads any denoiser's configuration.
+        config: dict[str, Any] = StableDiffusion3.denoiser.load_config(location, subfolder="transformer")
+    return config
 
 
-def load_denoiser(source: str) -> SD3Transformer2DModel:
+def load_pipeline(source: str, family: Family) -> Any:
+    """The whole pipeline in fp32, on the CPU."""
+    with _loading(source) as location:
+        return family.pipeline.from_pretrained(location, torch_dtype=torch.float32, use_safetensors=True)
+
+
+def load_denoiser(source: str, family: Family) -> Any:
     """The denoiser alone, fp32 on the CPU."""
     with _loading(source) as location:
-        return SD3Transformer2DModel.from_pretrained(
+        return family.denoiser.from_pretrained(
             location, subfolder="transformer", torch_dtype=torch.float32, use_safetensors=True
         )
 

@@ -1,4 +1,4 @@
-"""`opdbench eval --model`: the pictures of one model of the family that opdbench trains, scored outside a recipe."""
+"""`opdbench eval --model`: the pictures of one model of a family that opdbench trains, scored outside a recipe."""
 
 from __future__ import annotations
 

@@ -18,8 +18,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from opdbench.core import Evaluator, Meter, Prompt, Sampler, judges
+from opdbench.diffusion.families import Condition
 from opdbench.diffusion.flow import Transition
-from opdbench.diffusion.model import Condition, Model, Policy
+from opdbench.diffusion.model import Model, Policy
 from opdbench.diffusion.walk import Noise, Step, walk
 from opdbench.parallel.threads import behind
 

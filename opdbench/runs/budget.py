@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from opdbench.core import Meter, Prompt, Score
+from opdbench.diffusion.families import Condition
 from opdbench.diffusion.flow import transitions
-from opdbench.diffusion.model import Condition, Policy
+from opdbench.diffusion.model import Policy
 from opdbench.diffusion.walk import Noise
 from opdbench.errors import UserError, unknown
 from opdbench.methods.base import Actors, Batch, Loss
@@ -31,14 +32,21 @@ MOST_PICTURES = 100_000
 """Pictures per update; more is a typing error, and counting their cost would take minutes."""
 
 
+@dataclass(frozen=True)
+class _BlankFamily:
+    """A family whose denoiser returns what it gets."""
+
+    embeds_guidance: bool
+
+    def forward(self, network: nn.Module, x: Tensor, *inputs: object) -> Tensor:
+        return x
+
+
 class _Blank(nn.Module):
-    """A denoiser that returns what it gets, and the model around it: nothing is computed, all is counted."""
+    """The model around a blank denoiser: nothing is computed, all is counted."""
 
     latent_shape = SHAPE
     device = torch.device("cpu")
-
-    def forward(self, hidden_states: Tensor, **inputs: object) -> tuple[Tensor]:
-        return (hidden_states,)
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
         return [Image.new("RGB", (1, 1)) for _ in latents]
@@ -50,8 +58,11 @@ class _Blank(nn.Module):
         return [Score(float(k), float(k)) for k in range(len(images))]
 
 
-def forwards(stage: Stage, recipe: Recipe) -> Meter:
-    """The meter of `stage` after all its updates: forwards by role and pictures scored; no seconds."""
+def forwards(stage: Stage, recipe: Recipe, embedded: bool = False) -> Meter:
+    """The meter of `stage` after all its updates: forwards by role and pictures scored; no seconds.
+
+    `embedded` says that the denoiser takes the guidance scale as a number (`Family.embeds_guidance`).
+    """
     if stage.loss == RELEASED:
         return Meter()
     pictures = stage.prompts * stage.images
@@ -60,7 +71,7 @@ def forwards(stage: Stage, recipe: Recipe) -> Meter:
             f"stage {stage.name!r} draws {pictures:,} pictures per update; expected {MOST_PICTURES:,} at most"
         )
     loss: Loss = loss_options(load("losses", stage.loss), stage.options, stage.name)
-    period = [_count(stage, recipe, loss, update) for update in range(min(len(stage.tasks), stage.updates))]
+    period = [_count(stage, recipe, loss, update, embedded) for update in range(min(len(stage.tasks), stage.updates))]
     rounds: Counter[str] = Counter()
     images = 0
     for k, meter in enumerate(period):
@@ -70,7 +81,7 @@ def forwards(stage: Stage, recipe: Recipe) -> Meter:
     return Meter(dict(rounds), images)
 
 
-def _count(stage: Stage, recipe: Recipe, loss: Loss, update: int) -> Meter:
+def _count(stage: Stage, recipe: Recipe, loss: Loss, update: int, embedded: bool) -> Meter:
     """The meter of one update."""
     meter, blank = Meter(), _Blank()
     rows = [
@@ -85,7 +96,7 @@ def _count(stage: Stage, recipe: Recipe, loss: Loss, update: int) -> Meter:
     condition = Condition(states.expand(len(rows), 1, 1), states[0].expand(len(rows), 1))
 
     def policy(guidance: float) -> Policy:
-        return Policy(blank, guidance, empty, torch.float32)  # type: ignore[arg-type]
+        return Policy(blank, guidance, empty, torch.float32, family=_BlankFamily(embedded))  # type: ignore[arg-type]
 
     own = stage.sampler.guidance
     times = torch.linspace(1, 0, stage.sampler.steps + 1).tolist()
@@ -108,25 +119,32 @@ def _count(stage: Stage, recipe: Recipe, loss: Loss, update: int) -> Meter:
 
 
 def plan(
-    source: Path, tasks: Sequence[str], overrides: Sequence[str] = (), preset: Path | Preset | None = None
+    source: Path,
+    tasks: Sequence[str],
+    overrides: Sequence[str] = (),
+    preset: Path | Preset | None = None,
+    embedded: bool = False,
 ) -> Recipe:
-    """A recipe from its file under a preset, at the cost of the recipe that its `budget` names."""
+    """A recipe from its file under a preset, at the cost of the recipe that its `budget` names.
+
+    `embedded` is as in `forwards`.
+    """
     known = recipes()
     recipe = load_recipe(source, tasks, overrides, known, preset)
     if not recipe.budget:
         return recipe
     if recipe.budget not in known:
         raise unknown(f"budget of recipe {recipe.name!r}", recipe.budget, known)
-    return level(recipe, load_recipe(known[recipe.budget], tasks, (), known, preset))
+    return level(recipe, load_recipe(known[recipe.budget], tasks, (), known, preset), embedded)
 
 
-def total(stages: Sequence[Stage], recipe: Recipe) -> int:
-    """Forward-equivalents of some stages of a recipe."""
-    return sum(forwards(stage, recipe).total() for stage in stages)
+def total(stages: Sequence[Stage], recipe: Recipe, embedded: bool = False) -> int:
+    """Forward-equivalents of some stages of a recipe; `embedded` is as in `forwards`."""
+    return sum(forwards(stage, recipe, embedded).total() for stage in stages)
 
 
-def level(recipe: Recipe, reference: Recipe) -> Recipe:
-    """`recipe` with the total cost of `reference`, to the nearest update.
+def level(recipe: Recipe, reference: Recipe, embedded: bool = False) -> Recipe:
+    """`recipe` with the total cost of `reference`, to the nearest update; `embedded` is as in `forwards`.
 
     The stages that both have stay as they are; the updates of the others are multiplied by one factor.
 
@@ -135,7 +153,8 @@ def level(recipe: Recipe, reference: Recipe) -> Recipe:
     """
     shared = [stage for stage in recipe.stages if stage in reference.stages]
     own = [stage for stage in recipe.stages if stage not in shared]
-    left, spent = total(reference.stages, reference) - total(shared, reference), total(own, recipe)
+    left = total(reference.stages, reference, embedded) - total(shared, reference, embedded)
+    spent = total(own, recipe, embedded)
     if left <= 0 or spent <= 0:
         raise UserError(f"recipe {recipe.name!r} cannot cost what {reference.name!r} does: {left} forwards are left")
     scaled = {stage.name: replace(stage, updates=max(1, round(stage.updates * left / spent))) for stage in own}

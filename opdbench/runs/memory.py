@@ -17,12 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Lora
-from opdbench.diffusion.sources import MAX_TEXT, latent_shape, outline
+from opdbench.diffusion.families import Condition
+from opdbench.diffusion.sources import family_of, outline
 from opdbench.recipes.config import Recipe, Stage
 
-CLIP_TEXT = 77
 SCALE = 8
-"""Pixels an entry of an SD3 autoencoder's latent."""
+"""Pixels per entry of the latent of an autoencoder of SD3 or FLUX."""
 PEAK, SHARE = 989e12, 0.4
 """An H100's dense bf16 operations a second as its maker states them, and the share of them that is assumed."""
 BATCHES = (1, 2, 4, 8, 24, 72)
@@ -54,9 +54,9 @@ class Sizes:
         return 2 * (self.parameters + teachers * self.adapted) + 16 * self.trained + pictures * passes * self.kept
 
 
-def sizes(source: str, lora: Lora, resolution: int, tokens: int = CLIP_TEXT + MAX_TEXT) -> Sizes:
-    """The sizes of the model at `source` for pictures of `resolution` pixels and texts of `tokens`."""
-    network = outline(source)
+def sizes(source: str, lora: Lora, resolution: int, tokens: int = 0) -> Sizes:
+    """The sizes of the model at `source` for pictures of `resolution` pixels and texts of `tokens` (0: the most)."""
+    family, network = family_of(source), outline(source)
     parameters = sum(p.numel() for p in network.parameters())
     adapters.attach(network, lora, 0)
     trained = sum(p.numel() for p in adapters.trainable(network).values())
@@ -75,12 +75,10 @@ def sizes(source: str, lora: Lora, resolution: int, tokens: int = CLIP_TEXT + MA
         return torch.empty(shape, device="meta", dtype=torch.bfloat16)
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        network(
-            hidden_states=empty(1, *latent_shape(config, SCALE, resolution)),
-            timestep=torch.empty(1, device="meta"),
-            encoder_hidden_states=empty(1, tokens, config.joint_attention_dim),
-            pooled_projections=empty(1, config.pooled_projection_dim),
-        )
+        states = empty(1, tokens or family.tokens, config.joint_attention_dim)
+        condition = Condition(states, empty(1, config.pooled_projection_dim))
+        x = empty(1, *family.latent_shape(config, SCALE, resolution))
+        family.forward(network, x, torch.empty(1, device="meta"), condition, 1.0)
     kept = sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
     return Sizes(parameters, adapted, trained, float(counter.get_total_flops()), kept)
 
@@ -92,7 +90,8 @@ def _place(tensor: Tensor) -> int:
 def describe(source: str, recipe: Recipe, stage: Stage, whole: int) -> Iterator[str]:
     """Lines on an update of `stage`, a recipe's last, and on the recipe of `whole` forwards."""
     net = sizes(source, Lora(stage.rank, stage.alpha, stage.targets or adapters.ATTENTION), recipe.resolution)
-    passes, teachers = 1 if stage.sampler.guidance == 1 else 2, len({name for _, name in stage.teachers} - {"base"})
+    single = stage.sampler.guidance == 1 or family_of(source).embeds_guidance
+    passes, teachers = 1 if single else 2, len({name for _, name in stage.teachers} - {"base"})
     yield f"computed from the model's configuration, not measured: {net.parameters / 1e9:.2f} G parameters,"
     yield f"  {net.trained / 1e6:.1f} M trained, {net.flops / 1e12:.2f} TFLOP per forward; bf16 weights, and those of"
     yield f"  the adapted layers, {net.adapted / 1e9:.2f} G, {teachers} times more for the teachers"

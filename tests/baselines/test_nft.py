@@ -11,7 +11,7 @@ from opdbench.baselines.nft import NFT, branch_error, optimality
 from opdbench.baselines.policy_gradient import advantages
 from opdbench.baselines.surgery import Surgery, project_conflicts
 from opdbench.core import Prompt, Sampler
-from opdbench.diffusion.model import Condition
+from opdbench.diffusion.families import Condition
 from opdbench.diffusion.walk import Noise
 from opdbench.methods.base import Batch, Rollout, alone
 from opdbench.recipes.config import load_recipe

@@ -10,8 +10,8 @@ import torch
 from command import opdbench
 
 from opdbench.core import Prompt, Sampler
+from opdbench.diffusion.families import Condition
 from opdbench.diffusion.flow import transitions
-from opdbench.diffusion.model import Condition
 from opdbench.evaluation.suite import Actor, Suite, reword
 from opdbench.records.run import RunRecord
 from opdbench.records.store import Store

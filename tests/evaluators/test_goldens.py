@@ -10,7 +10,8 @@ from opdbench.baselines.policy_gradient import advantages, replay, trained_steps
 from opdbench.core import Sampler
 from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Lora
-from opdbench.diffusion.model import Condition, Policy
+from opdbench.diffusion.families import Condition
+from opdbench.diffusion.model import Policy
 from opdbench.registry import load, names
 
 SDE = Sampler("flow-sde", 5, 0.7)

@@ -11,8 +11,8 @@ from opdbench.commands.speed import two_pass
 from opdbench.core import Meter, Sampler
 from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Adapter, Lora
+from opdbench.diffusion.families import Condition
 from opdbench.diffusion.flow import transitions
-from opdbench.diffusion.model import Condition
 from opdbench.diffusion.walk import Noise, sample
 from opdbench.errors import UserError
 from opdbench.methods.base import Actors, Batch

@@ -11,7 +11,7 @@ from PIL import Image
 from opdbench import prompt_sets
 from opdbench.core import Sampler
 from opdbench.diffusion.adapters import ATTENTION
-from opdbench.diffusion.sources import latent_shape
+from opdbench.diffusion.families import StableDiffusion3
 from opdbench.errors import UserError
 from opdbench.recipes.config import load_recipe
 from opdbench.records.run import RunRecord
@@ -103,11 +103,11 @@ def test_latents_of_sd35_at_the_papers_resolution():
     class Config:
         in_channels, sample_size, pos_embed_max_size, patch_size = 16, 128, 384, 2
 
-    assert latent_shape(Config, 8, 512) == (16, 64, 64)
-    assert latent_shape(Config, 8, 0) == (16, 128, 128)
+    assert StableDiffusion3().latent_shape(Config, 8, 512) == (16, 64, 64)
+    assert StableDiffusion3().latent_shape(Config, 8, 0) == (16, 128, 128)
     for wrong in (500, 8, 6160):
         with pytest.raises(UserError, match=f"resolution is {wrong}; expected a multiple of 16, at most 6144"):
-            latent_shape(Config, 8, wrong)
+            StableDiffusion3().latent_shape(Config, 8, wrong)
 
 
 def test_a_run_has_the_presets_size_and_its_judges_alone(tmp_path):
