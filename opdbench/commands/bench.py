@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from opdbench.commands.options import FormatOption, ModelOption
+from opdbench.commands.options import DeviceOption, FormatOption, ModelOption
 from opdbench.core import Meter, Sample, Sampler
 
 TASKS = ("ocr", "geneval")
@@ -27,6 +27,7 @@ def bench(
     preset: Annotated[str | None, typer.Option(help="preset applied to the recipe: sd35, or a file")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="repetitions; medians are reported")] = 5,
     compiled: Annotated[bool, typer.Option("--compiled", help="use torch.compile for opdbench; slow start")] = False,
+    device: DeviceOption = None,
     format_: FormatOption = "table",
 ) -> None:
     """Measure speed on this machine: updates against the official loop, FLOPs utilisation, pictures per second."""

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from opdbench.commands.options import FormatOption, SourceOption
+from opdbench.commands.options import DeviceOption, FormatOption, SourceOption
 
 
 def doctor(
     judges: Annotated[str, typer.Option(help="judges that must be available, comma-separated")] = "",
     source: SourceOption = None,
+    device: DeviceOption = None,
     format_: FormatOption = "table",
 ) -> None:
     """Check that the model loads, which judges are available, and that each scores known pictures correctly."""

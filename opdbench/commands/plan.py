@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opdbench.commands.terminal import print_json
@@ -50,11 +51,18 @@ def plan_of(runner: Runner) -> PlannedRun:
     embedded = family_of(runner.config.model).embeds_guidance
     for stage in recipe.stages:
         digest = runner.spec.stages[stage.name]
-        state = "finished" if runner.store.finished_stage(digest) else "to train"
+        state = "finished" if finished_stage(runner, stage.name) else "to train"
         state = RELEASED if stage.loss == RELEASED else state
         cost = forwards(stage, recipe, embedded).total()
         stages.append(PlannedStage(stage.name, stage.loss, stage.tasks, stage.updates, cost, digest, state))
     return PlannedRun(recipe.name, runner.config.seed, str(runner.folder / "record.json"), tuple(stages))
+
+
+def finished_stage(runner: Runner, name: str) -> Path | None:
+    """Folder of a stage that the run finds finished; those in a complete run that is repeated are forgotten first."""
+    folder = runner.store.finished_stage(runner.spec.stages[name])
+    forgets = runner.spec.repeats and (runner.folder / "record.json").exists()
+    return None if forgets and folder and folder.is_relative_to(runner.folder) else folder
 
 
 def totals(runs: Sequence[PlannedRun]) -> dict[str, int]:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opdbench.commands.options import FormatOption, LimitOption, ModelOption, OutOption, SetOption, parse_seeds
+from opdbench.commands.options import (
+    DeviceOption,
+    FormatOption,
+    LimitOption,
+    ModelOption,
+    OutOption,
+    QuietOption,
+    SetOption,
+    parse_seeds,
+)
 from opdbench.console.tracking import Kind
 from opdbench.environment import command_line
 from opdbench.errors import UserError, unknown
@@ -26,6 +35,7 @@ METHOD_HELP = "methods, comma-separated, or all; `opdbench list` shows them; def
 TASKS_HELP = f"tasks to learn, comma-separated; default {MAIN_TASKS}, and {ALL_TASKS} with --method all"
 PRESET_HELP = "preset applied to every recipe: sd35, leaderboard, or a file; default leaderboard with --method all"
 RESOLUTION_HELP = "side of the pictures in pixels; 0: the recipe's, which by default is the model's"
+FRESH_HELP = "train this stage again, and what builds on it; repeatable"
 SUITE_HELP = "full: adds forgetting, rewording and guidance probes"
 TEACHERS = "released LoRA adapters used as teachers: task=adapter, or a release, e.g. quanhaol/DiffusionOPD"
 
@@ -43,12 +53,15 @@ def run(
     out: OutOption = Path("runs"),
     teachers: Annotated[list[str] | None, typer.Option(help=TEACHERS)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="train every stage again")] = False,
+    fresh_stage: Annotated[list[str] | None, typer.Option(help=FRESH_HELP)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and its cost, and stop")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="parallel jobs; default: as many as fit")] = None,
     backend: Annotated[Literal["local", "ray"], typer.Option(help="where jobs run")] = "local",
     address: Annotated[str | None, typer.Option(help="address of a Ray cluster; starts a local one by default")] = None,
     suite: Annotated[Literal["main", "full"], typer.Option(help=SUITE_HELP)] = "main",
     track: Annotated[Kind | None, typer.Option(help="log learning curves, in OUT/trackers")] = None,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
     format_: FormatOption = "table",
 ) -> None:
     """Train a method's stages, evaluate every policy, and print the results."""
@@ -77,7 +90,8 @@ def run(
     given = released.fetch_all(teachers or (), learnt, model)
     recipes = [released.replace_teachers(recipe, given) for recipe in recipes]
     configs = [RunConfig(recipe, learnt, model, seed, limit, suite) for seed in numbers for recipe in recipes]
-    runners = make_runners(plan_runs(configs, out, fresh, command_line()), track)
+    specs = plan_runs(configs, out, fresh, command_line(), fresh_stage or ())
+    runners = make_runners(specs, track, quiet)
     if dry_run:
         print_plans(runners, format_)
         return

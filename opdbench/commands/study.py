@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from opdbench.commands.options import FormatOption, OutOption, parse_seeds
+from opdbench.commands.options import DeviceOption, FormatOption, OutOption, parse_seeds
 from opdbench.environment import command_line
 from opdbench.errors import UserError
 from opdbench.files import check_writable, write_text
@@ -37,6 +37,7 @@ def study(
     report: Annotated[bool, typer.Option("--report", help="train nothing; report the points that are whole")] = False,
     rate: Annotated[float | None, typer.Option(min=0.001, help=RATE_HELP)] = None,
     to: Annotated[Path | None, typer.Option(help="folder for figure and table; default: OUT/studies/NAME")] = None,
+    device: DeviceOption = None,
     format_: FormatOption = "table",
 ) -> None:
     """Run a grid of methods, values of an axis and seeds; draw its figure and judge its claims."""

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from opdbench.commands.options import FormatOption, ModelOption, OutOption, SetOption
+from opdbench.commands.options import DeviceOption, FormatOption, ModelOption, OutOption, SetOption
+from opdbench.environment import command_line
 from opdbench.errors import UserError, unknown
+from opdbench.files import check_writable
 from opdbench.variance.study import GridPoint, run_study
 
 if TYPE_CHECKING:
@@ -36,11 +38,10 @@ def variance(
     config: Annotated[Path | None, typer.Option(help="recipe file, used instead of --method")] = None,
     out: OutOption = Path("runs"),
     jobs: Annotated[int | None, typer.Option(min=1, help="processes; default: 2 on a CPU, 1 on a GPU")] = None,
+    device: DeviceOption = None,
     format_: FormatOption = "table",
 ) -> None:
     """Measure bias and variance of the distillation gradient's estimators. Comma-separated values form a grid."""
-    from opdbench.environment import command_line
-    from opdbench.files import check_writable
     from opdbench.recipes.config import RunConfig, load_recipe
     from opdbench.registry import parse_tasks, recipe
     from opdbench.runs.spec import plan_runs

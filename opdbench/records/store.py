@@ -8,7 +8,7 @@ are read as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -103,11 +103,13 @@ class Store:
         root: folder to write.
         shipped: further folders to read.
         note: told in one line what was set aside, and whom this process waits for.
+        renewed: digests of stages that are looked for in `root` alone.
     """
 
     root: Path
     shipped: Sequence[Path] = ()
     note: Callable[[str], None] = _say_nothing
+    renewed: Collection[str] = ()
 
     def lock(self, kind: str, name: str, what: str) -> AbstractContextManager[None]:
         """Hold the lock of a stage, an evaluation or a run; `what` is it for people."""
@@ -127,7 +129,7 @@ class Store:
 
     def finished_stage(self, digest: str) -> Path | None:
         """Folder of a finished stage whose files are those that were written; None if there is none."""
-        for root in (self.root, *self.shipped):
+        for root in (self.root, *(() if digest in self.renewed else self.shipped)):
             folder = root / "stages" / digest
             if (folder / "stage.json").exists() and not stage_damage(folder):
                 return folder

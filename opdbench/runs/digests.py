@@ -82,6 +82,21 @@ def needed(stages: Sequence[Stage], wanted: Collection[str]) -> set[str]:
     return names
 
 
+def is_named(stage: str, names: Collection[str]) -> bool:
+    """Whether a stage has one of the names, or is of a task of one: `teacher` names `teacher-ocr`."""
+    return any(stage == name or stage.startswith(f"{name}-") for name in names)
+
+
+def built_on(stages: Sequence[Stage], names: Collection[str]) -> set[str]:
+    """Names of the named stages and of all that build on them."""
+    built: set[str] = set()
+    for stage in stages:
+        sources = {*stage.starts, *(source for _, source in stage.teachers)}
+        if is_named(stage.name, names) or sources & built:
+            built.add(stage.name)
+    return built
+
+
 def scored(config: RunConfig) -> dict[str, str]:
     """Roles of the base model's successors that are evaluated; the full suite has every stage.
 

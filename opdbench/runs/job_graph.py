@@ -28,10 +28,10 @@ Backend = Callable[[Sequence[Job], "int | None"], None]
 """Does jobs, at most the given number at once."""
 
 
-def make_runners(specs: Sequence[RunSpec], track: Kind | None) -> list[Runner]:
+def make_runners(specs: Sequence[RunSpec], track: Kind | None, quiet: bool = False) -> list[Runner]:
     """A runner per run, all on one console, with trackers for their curves if a kind is given."""
     leads, runners = join().leads, []
-    console = make_console(leads)
+    console = make_console(leads and not quiet)
     for spec in specs:
         own = Labelled(console, f"{spec.label}:") if len(specs) > 1 else console
         runners.append(Runner(spec, tracked(own, track if leads else None, spec.folder)))
@@ -61,7 +61,7 @@ def run_all(
     planned: dict[str, Job] = {}
     if team.leads:
         for runner in runners:
-            if runner.spec.fresh:
+            if runner.spec.repeats:
                 runner.clear()
             runner.adopt(given)
     team.wait()

@@ -68,7 +68,9 @@ class Runner:
         """Resolve what is there; nothing is trained yet."""
         self.spec, self.config, self.console, self.team = spec, spec.config, console, join()
         self.folder = spec.folder
-        self.store = Store(spec.folder, note=self._note) if spec.fresh else Store(spec.out, (shipped(),), self._note)
+        root = spec.folder if spec.repeats else spec.out
+        others = () if spec.fresh else (spec.out, shipped()) if spec.renewed else (shipped(),)
+        self.store = Store(root, others, self._note, spec.renewed)
 
     def _note(self, text: str) -> None:
         self.console.note(text)
@@ -89,7 +91,7 @@ class Runner:
 
     def finished(self) -> RunRecord | None:
         """The record, if this very run is complete and its files are those that were written."""
-        return None if self.spec.fresh else self._recorded()
+        return None if self.spec.repeats else self._recorded()
 
     def _recorded(self) -> RunRecord | None:
         path = self.folder / "record.json"

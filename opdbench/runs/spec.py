@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from opdbench.diffusion.sources import model_hash
+from opdbench.errors import unknown
 from opdbench.recipes.config import RunConfig
-from opdbench.runs.digests import plugins_of, run_digests, run_folder, stage_digests
+from opdbench.runs.digests import built_on, is_named, plugins_of, run_digests, run_folder, stage_digests
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class RunSpec:
         config: what its numbers depend on.
         out: folder of the runs.
         fresh: whether every stage is trained again.
+        renewed: digests of the stages that are trained again, where not every one is.
         command: the shell-quoted command line.
         weights: hash of the model.
         stages: digest of each stage by name.
@@ -41,6 +43,12 @@ class RunSpec:
     folder: Path
     plugins: Mapping[str, str]
     point: str = ""
+    renewed: frozenset[str] = frozenset()
+
+    @property
+    def repeats(self) -> bool:
+        """Whether finished stages are trained again, so that a finished run is done again."""
+        return self.fresh or bool(self.renewed)
 
     @property
     def label(self) -> str:
@@ -48,12 +56,26 @@ class RunSpec:
         return f"{self.config.recipe.name} s{self.config.seed} {self.point}".rstrip()
 
 
-def plan_runs(configs: Iterable[RunConfig], out: Path, fresh: bool, command: str) -> list[RunSpec]:
+def plan_runs(
+    configs: Iterable[RunConfig], out: Path, fresh: bool, command: str, again: Sequence[str] = ()
+) -> list[RunSpec]:
     """Resolve runs; the files of a model are hashed once for all of them.
 
+    Args:
+        configs: what is run.
+        out: folder of the runs.
+        fresh: whether every stage is trained again.
+        command: the shell-quoted command line.
+        again: names of stages that are trained again, with all that builds on them; `teacher` is every `teacher-...`.
+
     Raises:
-        UserError: the model is unknown, or a stage needs one that is not before it.
+        UserError: the model is unknown, a stage needs one that is not before it, or no run has a stage of `again`.
     """
+    configs = list(configs)
+    known = list(dict.fromkeys(stage.name for config in configs for stage in config.recipe.stages))
+    for name in again:
+        if not any(is_named(stage, (name,)) for stage in known):
+            raise unknown("stage", name, known)
     hash_once = lru_cache(None)(model_hash)
     specs = []
     for config in configs:
@@ -61,5 +83,8 @@ def plan_runs(configs: Iterable[RunConfig], out: Path, fresh: bool, command: str
         plugins = plugins_of(config)
         stages, (own, group) = stage_digests(config, weights, plugins), run_digests(config, weights, plugins)
         folder = run_folder(out, config, own)
-        specs.append(RunSpec(config, out, fresh, command, weights, stages, own, group, folder, plugins))
+        renewed = frozenset(stages[name] for name in built_on(config.recipe.stages, again))
+        specs.append(
+            RunSpec(config, out, fresh, command, weights, stages, own, group, folder, plugins, renewed=renewed)
+        )
     return specs
