@@ -22,7 +22,7 @@ from opdbench.files import write_text
 from opdbench.leaderboards.numbers.compare import Comparison, PolicyScore, compare
 from opdbench.leaderboards.numbers.figure import Figure
 from opdbench.leaderboards.numbers.runs import Group, common_preset, group_runs
-from opdbench.leaderboards.numbers.selection import comparable
+from opdbench.leaderboards.numbers.selection import RunFilter, comparable
 from opdbench.leaderboards.page import figures
 from opdbench.leaderboards.page.album import address, album
 from opdbench.leaderboards.page.samples import sample_data
@@ -58,7 +58,11 @@ class GainBar:
 
 
 def write_report(
-    runs: Sequence[Run], path: Path, variance: Path | None = None, written: date | None = None
+    runs: Sequence[Run],
+    path: Path,
+    variance: Path | None = None,
+    written: date | None = None,
+    selection: RunFilter | None = None,
 ) -> list[Path]:
     """Write the page; `UserError` if a picture cannot be read.
 
@@ -69,17 +73,22 @@ def write_report(
         path: of the HTML file.
         variance: folder or record of `opdbench variance`, whose figures (SVG or PNG) are shown.
         written: date on the page; none is shown without it, so that the same records give the same bytes.
+        selection: what to show of the runs; all of it if None.
     """
     figures_of, paths = variance_figures(variance) if variance else [], []
-    for number, alike in enumerate(comparable(runs), 1):
+    for number, alike in enumerate(comparable(runs, selection), 1):
         target = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        write_text(target, page(alike.runs, figures_of, alike.title, written))
+        write_text(target, page(alike.runs, figures_of, alike.title, written, alike.all_runs))
         paths.append(target)
     return paths
 
 
 def page(
-    runs: Sequence[Run], variance: Sequence[tuple[str, str]] = (), title: str = "", written: date | None = None
+    runs: Sequence[Run],
+    variance: Sequence[tuple[str, str]] = (),
+    title: str = "",
+    written: date | None = None,
+    all_runs: Sequence[Run] | None = None,
 ) -> str:
     """The page's text.
 
@@ -88,8 +97,9 @@ def page(
         variance: names and data addresses of figures.
         title: what tells these runs from others; may be empty.
         written: date to show.
+        all_runs: also those that are not shown, whose scores set the scale of the mean gain; `runs` if None.
     """
-    comparison, groups = compare(runs), group_runs(runs)
+    comparison, groups = compare(runs, all_runs), group_runs(runs)
     slots = _slots(comparison, groups)
     order = {entry.label: k for k, entry in enumerate(comparison.entries)}
     groups.sort(key=lambda group: order.get(group.label, len(order)))

@@ -34,12 +34,14 @@ def report(
     runs: RunsOption = Path("runs"),
     to: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
     variance: Annotated[Path | None, typer.Option(help="variance record, or its folder, whose figures to show")] = None,
+    methods: ShownMethods = "",
+    tasks: ShownTasks = "",
+    seeds: ShownSeeds = "",
 ) -> None:
     """Write one self-contained HTML page of finished runs: leaderboard, curves, images and provenance."""
     from opdbench.leaderboards.numbers.runs import load_runs
     from opdbench.leaderboards.page.report import write_report
 
-    for path in write_report(
-        load_runs(finished(named, runs)), to, variance, written=datetime.now(tz=timezone.utc).date()
-    ):
+    today, shown = datetime.now(tz=timezone.utc).date(), selection(methods, tasks, seeds)
+    for path in write_report(load_runs(finished(named, runs)), to, variance, today, shown):
         print(path)

@@ -18,6 +18,7 @@ from opdbench.core import Estimate
 from opdbench.errors import UserError
 from opdbench.leaderboards.numbers.compare import compare
 from opdbench.leaderboards.numbers.runs import group_runs, load_runs
+from opdbench.leaderboards.numbers.selection import RunFilter
 from opdbench.leaderboards.page import figures
 from opdbench.leaderboards.page.album import album
 from opdbench.leaderboards.page.report import _bars, page, variance_figures, write_report
@@ -195,6 +196,17 @@ def test_the_page_is_the_same_bytes_in_any_order_and_without_torch(runs, tmp_pat
     assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
     write_report(runs, tmp_path / "deep" / "page.html")
     assert (tmp_path / "deep" / "page.html").read_text(encoding="utf-8") == text
+
+
+def test_a_page_of_some_methods_keeps_the_scale_of_all(runs, tmp_path):
+    method = runs[0].record.method
+    write_report(runs, tmp_path / "page.html", selection=RunFilter((method,)))
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    others = {run.record.method for run in runs} - {method}
+    assert others
+    assert not any(f'title="{other}"' in text for other in others)
+    kept = [run for run in runs if run.record.method == method]
+    assert text == page(kept, all_runs=runs)
 
 
 def test_a_stage_that_loses_what_an_earlier_one_gained_is_red_below_green(tmp_path, visit):
