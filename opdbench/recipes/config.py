@@ -41,6 +41,11 @@ class Stage:
         eval_sampler: how it walks in evaluation.
         lr, weight_decay, clip, ema: optimizer settings; `ema` is the decay of the weight average.
         anneal: whether the learning rate falls linearly to zero.
+        anneal_last: share of the updates, the last ones, in which it falls; 1 is all.
+        validate_every: updates between two checks on validation prompts, after which the stage may end
+            (`runs/plateau.py`); 0 is no check, and `updates` is then the number of updates instead of the cap.
+        patience: checks without a gain of one standard error after which it ends.
+        validation_prompts: most validation prompts per task.
         rank, alpha, targets: shape of the adapter.
         checkpointing: whether the student stores only its blocks' inputs for the backward pass and recomputes the rest.
         at_once: images per forward pass; 0 is all of an update's. With a limit memory does not grow with the batch,
@@ -65,6 +70,10 @@ class Stage:
     clip: float = 1.0
     ema: float = 0.9
     anneal: bool = False
+    anneal_last: float = 1.0
+    validate_every: int = 0
+    patience: int = 3
+    validation_prompts: int = 64
     rank: int = 32
     alpha: int = 64
     targets: tuple[str, ...] = ()

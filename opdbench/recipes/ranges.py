@@ -42,6 +42,8 @@ RANGES: Mapping[str, Range] = {
     "lr": Range(0, 1, open_low=True),
     "weight_decay": Range(0, 1),
     "clip": Range(0, 1e9, open_low=True),
+    "anneal_last": Range(0, 1, open_low=True),
+    "validate_every": Range(0, 10**6),
     "ema": Range(0, 1, open_high=True),
     "teacher_guidance": Range(0, 100),
     "rank": Range(1, 4096),

@@ -21,6 +21,7 @@ from torch import Tensor
 from opdbench.core import Meter
 from opdbench.files import cannot_write, set_aside, write_bytes
 from opdbench.parallel.processes import Team
+from opdbench.runs.plateau import Plateau
 
 CHECKPOINT_EVERY = 5
 """Updates from one checkpoint to the next."""
@@ -36,12 +37,14 @@ class State:
         meter: their cost.
         average: the adapter's average over updates.
         old: the adapter of the policy that rolls out; empty where that is the student.
+        plateau: what validation has found; None for a stage without it.
     """
 
     update: int
     meter: Meter
     average: dict[str, Tensor]
     old: dict[str, Tensor]
+    plateau: Plateau | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,10 @@ class StageFiles:
             self._log_hash.update(content)
             self._log_bytes += len(content)
             tensors = checkpoint.tensors()
+            found = {"plateau": asdict(checkpoint.state.plateau)} if checkpoint.state.plateau else {}
             text = json.dumps(
                 {
+                    **found,
                     "update": checkpoint.state.update,
                     "meter": asdict(checkpoint.state.meter),
                     "built_on": self._built_on,
@@ -144,7 +149,9 @@ class StageFiles:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             raw = json.loads(metadata["state"])
-            state = State(raw["update"], Meter(**raw["meter"]), _under("average", tensors), _under("old", tensors))
+            plateau = Plateau(**raw["plateau"]) if "plateau" in raw else None
+            average, old = _under("average", tensors), _under("old", tensors)
+            state = State(raw["update"], Meter(**raw["meter"]), average, old, plateau)
         except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
             raise _DamageError(f"cannot be read: {error}") from error
         if metadata.get("sha256", wanted := _hash(tensors, metadata["state"])) != wanted:

@@ -27,6 +27,7 @@ from opdbench.parallel.threads import ahead
 from opdbench.recipes.config import Stage, loss_options
 from opdbench.registry import load
 from opdbench.runs.checkpoints import CHECKPOINT_EVERY, Checkpoint, StageFiles, State
+from opdbench.runs.plateau import Plateau, Validation, is_check, last_update, rate_factor
 from opdbench.runs.schedule import pick_prompts, shares
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -69,6 +70,7 @@ class Trainer:
         self.lines: list[str] = []
         self.state = self._resume()
         self.actors = self._make_actors(teachers, evaluators)
+        self.validation = Validation(stage, model, evaluators) if stage.validate_every else None
 
     def _make_student(self, start: Adapter | None) -> Policy:
         """The policy that is trained: a fresh adapter, or `start`."""
@@ -115,8 +117,8 @@ class Trainer:
         """
         last = time.perf_counter()
         with self.model.divided():
-            for update in range(self.state.update, self.stage.updates):
-                line = self.update(update)
+            while (update := self.state.update) < last_update(self.stage, self.state.plateau):
+                line = self.update(update) | self._validate(update + 1)
                 now = time.perf_counter()
                 meter = self.state.meter
                 meter.seconds, last = meter.seconds + now - last, now
@@ -126,7 +128,7 @@ class Trainer:
                 if self.team.leads:
                     self.lines.append(json.dumps(line) + "\n")
                     report(line)
-                if (update + 1) % CHECKPOINT_EVERY == 0 or update + 1 == self.stage.updates:
+                if (update + 1) % CHECKPOINT_EVERY == 0 or update + 1 == last_update(self.stage, self.state.plateau):
                     self._save()
         return Adapter(self.state.average, self.lora)
 
@@ -163,6 +165,16 @@ class Trainer:
         line = {"update": update + 1, "loss": total.item(), "grad_norm": norm}
         return line | self.actors.rewards if self.loss.needs_reward else line
 
+    def _validate(self, done: int) -> dict[str, float]:
+        """Check the averaged policy on validation prompts, if that is due after `done` updates; its figures."""
+        if self.validation is None or not is_check(self.stage, self.state.plateau, done):
+            return {}
+        score, meter = self.validation.score(Adapter(self.state.average, self.lora))
+        assert self.state.plateau is not None
+        self.state.plateau = self.state.plateau.after(score, self.stage, done)
+        self.state.meter.add(meter)
+        return {} if score.value is None else {"validation": score.value, "validation_se": score.se or 0.0}
+
     def _losses(self, batch: Batch) -> Iterator[Tensor]:
         """The losses, of all pictures or of some prompts' after the others'."""
         for rows in batch.whole_prompts(self.stage.at_once if self.loss.separable else 0):
@@ -177,8 +189,9 @@ class Trainer:
     def _descend(self) -> float:
         """One optimizer step on the gradient so far; returns the gradient's norm before clipping."""
         if self.stage.anneal:
+            end = last_update(self.stage, self.state.plateau)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.stage.lr * (1 - self.state.update / self.stage.updates)
+                group["lr"] = self.stage.lr * rate_factor(self.stage, self.state.update, end)
         self.team.sum([p.grad for p in self.parameters.values() if p.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip).item()
         if not math.isfinite(norm):
@@ -221,7 +234,8 @@ class Trainer:
         checkpoint = self.files.load()
         if checkpoint is None:
             fresh = adapters.read(self.student.network)
-            return State(0, Meter(), fresh, dict(fresh) if self.loss.needs_old else {})
+            found = Plateau() if self.stage.validate_every else None
+            return State(0, Meter(), fresh, dict(fresh) if self.loss.needs_old else {}, found)
         adapters.write(self.student.network, checkpoint.student)
         for name, parameter in self.parameters.items():
             kinds = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}/{name}" in checkpoint.moments]
