@@ -37,7 +37,7 @@ START = Stage(
     name="start",
     loss="opd",
     tasks=TASKS,
-    updates=60,
+    updates=240,
     prompts=16,
     teachers=tuple((task, "base") for task in TASKS),
     teacher_guidance=GUIDANCE,
@@ -56,8 +56,8 @@ RL = replace(
     START,
     name="",
     loss="nft",
-    updates=60,
-    prompts=4,
+    updates=160,
+    prompts=3,
     images=8,
     teachers=(),
     teacher_guidance=0.0,
@@ -83,7 +83,8 @@ class Policies:
     def train(self, stage: Stage, start: Adapter | None = None) -> Adapter:
         """The adapter of a stage, from `start` if given."""
         weights = model_hash(self.model.source)
-        name = digest([stage, self.seed, weights, start.digest() if start else ""])
+        judges = {task: self.evaluators[task].version for task in stage.tasks} if stage.loss == RL.loss else {}
+        name = digest([stage, self.seed, weights, start.digest() if start else "", judges])
         folder = self.folder / "stages" / f"{stage.name}-{name}"
         path = folder / "adapter.safetensors"
         if not path.exists():
@@ -104,7 +105,10 @@ class Policies:
         prompts = [replace(p, images=min(p.images, self.images)) for p in judge.prompts(split)]  # type: ignore[arg-type]
         known = adapter.digest() if adapter else "base"
         name = digest(
-            [known, model_hash(self.model.source), sampler, task, [(p.id, p.text, p.images) for p in prompts]]
+            [
+                *(known, model_hash(self.model.source), sampler, task, judge.version),
+                [(p.id, p.text, p.images) for p in prompts],
+            ]
         )
         target = self.folder / "rows" / f"{name}.jsonl"
         if not target.exists():
