@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from opdbench.commands.options import OutOption
 from opdbench.errors import UserError
 
 runs = typer.Typer(no_args_is_help=True, add_completion=False, help="Look after a folder of runs.")
@@ -82,3 +83,31 @@ def collect(
             shutil.rmtree(stage)
     hint = "" if yes or not stages else "; runs that are not finished may need them; --yes removes them"
     print(f"{len(stages)} stages, {size / 2**20:.1f} MiB{hint}")
+
+
+@runs.command("archive")
+def archive(
+    named: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of finished runs")],
+    to: Annotated[Path, typer.Option("--to", help="zip file to write")],
+) -> None:
+    """Write finished runs, with their stages and the checksum of every file, to one file."""
+    from opdbench.records.archive import archive as write
+
+    print(f"{to}: {len(named)} runs, {write(named, to)} files, {to.stat().st_size / 2**20:.1f} MiB")
+
+
+@runs.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="file that `opdbench runs archive` wrote")],
+    out: OutOption = Path("runs"),
+) -> None:
+    """Read the runs of an archive into a folder: all of them after every checksum fits, or none."""
+    from opdbench.files import check_writable
+    from opdbench.records.archive import restore
+
+    check_writable(out)
+    imported = restore(file, out)
+    for folder in imported.new:
+        print(f"imported {folder}")
+    for name in imported.present:
+        print(f"already there: {name}")

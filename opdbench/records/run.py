@@ -117,7 +117,7 @@ class RunRecord:
     def save(self, folder: Path) -> Path:
         """Write `record.json`, the last file of a run, with the checksums of the files beside it."""
         path = folder / "record.json"
-        write_sealed(path, asdict(self) | {"files": checksums(folder, _beside(folder))})
+        write_sealed(path, asdict(self) | {"files": checksums(folder, files_of(folder))})
         return path
 
     def damage(self, folder: Path) -> str:
@@ -146,7 +146,7 @@ class RunRecord:
             raise UserError(f"record {str(file)!r} is damaged ({error}); run its command again") from error
 
 
-def _beside(folder: Path) -> tuple[str, ...]:
+def files_of(folder: Path) -> tuple[str, ...]:
     """The files of a run that its record vouches for, as paths relative to its folder."""
     patterns = ("samples/*.jsonl", "pictures/*.png", "pictures/rows.jsonl", "grid.png")
     return tuple(
