@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -14,6 +14,9 @@ from opdbench.api.evaluation import Task, evaluate
 from opdbench.api.result import Result
 from opdbench.api.subjects import Subject
 from opdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
 
 Log = Callable[[Mapping[str, float], int], object]
 """Takes numbers by name and the step."""
@@ -78,6 +81,17 @@ class EvaluationCallback:
         if group:
             group.wait_for_everyone()
         return result
+
+    def for_trainer(self, trainer: Trainer) -> TrainerCallback:
+        """Make this evaluation a callback of transformers' `Trainer` or one of TRL's, for `trainer.add_callback`.
+
+        Without a tracker of its own it logs as the trainer does. Steps are optimizer steps.
+        """
+        from opdbench.api.trainer_callback import TrainerEvaluation, log_of
+
+        if self._tracker is None:
+            self._tracker = log_of(trainer)
+        return TrainerEvaluation(self, trainer.accelerator)
 
     def _log(self, result: Result, step: int) -> None:
         numbers = {f"{PREFIX}/{task}": value for task, value in result.scores.items() if value is not None}

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 from PIL import Image
 from pipelines import FAMILIES, build
+from transformers import Trainer, TrainingArguments
 
 import opdbench
 from opdbench.errors import UserError
@@ -186,6 +187,86 @@ def test_the_callback_in_an_accelerate_loop_disturbs_nothing():
     before, after = (np.asarray(results[step].pictures[0].image).astype(int) for step in (2, 4))
     assert abs(before - after).max() > 0  # the same seed and prompt: training made the difference
     assert torch.equal(weights, train(False)[0])
+
+
+class Painter(torch.nn.Module):
+    """A module in training that draws: one colour for all prompts."""
+
+    def __init__(self):
+        super().__init__()
+        self.colour = torch.nn.Parameter(torch.tensor([0.9, 0.5, 0.5]))
+
+    def forward(self, target):
+        return {"loss": (self.colour - target).square().mean()}
+
+    def draw(self, prompts):
+        pixel = tuple(int(255 * value) for value in self.colour.detach().clamp(0, 1))
+        return [Image.new("RGB", (64, 64), pixel)] * len(prompts)
+
+
+def fit(folder, evaluates):
+    """Six optimizer steps by transformers' trainer."""
+    painter = Painter()
+    settings = TrainingArguments(
+        folder,
+        max_steps=6,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        learning_rate=0.05,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        seed=3,
+    )
+    data = [{"target": torch.rand(3, generator=torch.Generator().manual_seed(k))} for k in range(24)]
+    trainer = Trainer(painter, settings, train_dataset=data)
+    callback = opdbench.EvaluationCallback(painter.draw, ["geneval"], every=3, limit=2)
+    if evaluates:
+        trainer.add_callback(callback.for_trainer(trainer))
+    trainer.train()
+    return painter.colour.detach(), callback.results, trainer.state.log_history
+
+
+def test_the_callback_in_the_trainer_of_transformers_logs_there_and_disturbs_nothing(tmp_path):
+    colour, results, history = fit(tmp_path, evaluates=True)
+    assert sorted(results) == [3, 6]  # optimizer steps, of two batches each
+    logged = {line["step"]: line["opdbench/geneval"] for line in history if "opdbench/geneval" in line}
+    assert logged == {step: result.scores["geneval"] for step, result in results.items()}
+    first, last = (np.asarray(results[step].pictures[0].image).astype(int) for step in (3, 6))
+    assert abs(first - last).max() > 0
+    assert torch.equal(colour, fit(tmp_path, evaluates=False)[0])
+
+
+def test_the_callback_in_a_trainer_of_trl(tmp_path):
+    trl = pytest.importorskip("trl", reason="TRL is no dependency; pip install trl runs this test")
+    from datasets import Dataset
+    from transformers import CLIPTokenizer, GPT2Config, GPT2LMHeadModel
+
+    from opdbench.diffusion.sources import tiny_folder
+
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_folder(), subfolder="tokenizer", model_max_length=77)
+    sizes = {"vocab_size": len(tokenizer), "n_positions": 32, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    config = GPT2Config(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    settings = trl.SFTConfig(
+        str(tmp_path),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        save_strategy="no",
+        max_length=16,
+    )
+    data = Dataset.from_list([{"text": "a photo of a red star"}] * 16)
+    trainer = trl.SFTTrainer(GPT2LMHeadModel(config), args=settings, train_dataset=data, processing_class=tokenizer)
+    painter = Painter()
+    callback = opdbench.EvaluationCallback(painter.draw, ["geneval"], every=2, limit=2)
+    trainer.add_callback(callback.for_trainer(trainer))
+    trainer.train()
+    assert sorted(callback.results) == [2, 4]
+    assert [line["step"] for line in trainer.state.log_history if "opdbench/geneval" in line] == [2, 4]
 
 
 def test_the_readme_examples_run(tmp_path, monkeypatch, capsys):
