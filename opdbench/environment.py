@@ -20,6 +20,11 @@ def command_line() -> str:
     return shlex.join(["opdbench", *sys.argv[1:]])
 
 
+def cache_home() -> Path:
+    """The user's folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opdbench"
+
+
 def peak_mib(device: str) -> float:
     """Peak memory of the device, or of the process on a CPU, in MiB."""
     if device.startswith("cuda"):

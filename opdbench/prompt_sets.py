@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from opdbench.core import Prompt, Split
+from opdbench.environment import cache_home
 from opdbench.errors import UserError, unknown
 from opdbench.files import write_bytes
 
@@ -90,7 +90,7 @@ SETS: Mapping[str, PromptSet] = {
 
 def cache_folder() -> Path:
     """Where pulled sets lie."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opdbench" / "prompts"
+    return cache_home() / "prompts"
 
 
 def local_path(name: str) -> Path:

@@ -24,7 +24,7 @@ ADAPTER = "default"
 def fuse(network: nn.Module) -> None:
     """Replace the forward pass of every LoRA layer of `network`; PEFT's is used whenever the layer is set otherwise."""
     for module in network.modules():
-        if type(module) is Linear and ADAPTER in module.lora_A:
+        if isinstance(module, Linear) and ADAPTER in module.lora_A:
             module.__class__ = FusedLinear
 
 

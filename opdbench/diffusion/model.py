@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Adapter, Lora
+from opdbench.diffusion.compiling import compile_blocks
 from opdbench.diffusion.families import Condition, Family, StableDiffusion3, blocks_of
 from opdbench.diffusion.lora_layer import fuse
 from opdbench.diffusion.sources import TINY, family_of, load_denoiser, load_pipeline
@@ -94,9 +95,8 @@ class Policy:
         return nullcontext()
 
     def compile(self, mode: bool | str = True) -> None:
-        """Compile the denoiser's blocks, each shape of pictures by itself; `graphs` captures CUDA graphs too."""
-        for block in blocks_of(self.family, self.network):
-            block.compile(dynamic=False, mode="reduce-overhead" if mode == "graphs" else None)
+        """Compile the denoiser's blocks; `mode` is as in `compile_blocks`."""
+        compile_blocks(blocks_of(self.family, self.network), self.empty.states.device, mode)
 
     def save_memory(self) -> None:
         """Keep only the inputs of the blocks for the backward pass, which then costs one more forward."""
@@ -199,6 +199,10 @@ class Model:
 
     def _policy(self, network: Any, guidance: float, adapter: str = "") -> Policy:
         return Policy(network, guidance, self.empty, self.dtype, adapter, family=self.family)
+
+    def separate(self, policy: Policy) -> Policy:
+        """The policy on layers of its own, so that compiling them changes nothing for others of the same weights."""
+        return replace(policy, network=self._layers()) if policy.network is self.base else policy
 
     def student(self, lora: Lora, guidance: float, seed: int, start: Adapter | None = None) -> Policy:
         """A trainable policy: a fresh adapter, or a copy of `start`, on the base model's weights."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -35,6 +36,11 @@ class Switched(Policy):
     """A policy that is the adapter `name` of a shared network, or the network without adapter if `name` is empty."""
 
     name: str = ""
+
+    def _mixed(self) -> AbstractContextManager[Any]:
+        return (
+            nullcontext() if self.dtype == torch.float32 else torch.autocast(self.empty.states.device.type, self.dtype)
+        )
 
     def _forward(self, x: Tensor, times: Tensor, states: Tensor, pooled: Tensor) -> Tensor:
         _switch(self.network, self.name)
@@ -88,6 +94,13 @@ class ShardedModel(Model):
 
     def _switched(self, name: str, guidance: float, adapter: str = "") -> Switched:
         return Switched(self.base, guidance, self.empty, self.dtype, adapter, family=self.family, name=name)
+
+    def separate(self, policy: Policy) -> Policy:
+        """The policy as it is: all share one network."""
+        return policy
+
+    def _in_dtype(self, dtype: torch.dtype) -> Model:
+        raise UserError(f"precision is set to {dtype}; expected none with FSDP, which shards weights of {self.dtype}")
 
     def student(self, lora: Lora, guidance: float, seed: int, start: Adapter | None = None) -> Policy:
         """A trainable policy; it replaces the previous student."""

@@ -14,6 +14,9 @@ from opdbench.recipes.files import read_preset, read_recipe
 from opdbench.recipes.presets import EACH, Preset
 from opdbench.recipes.ranges import RESERVED, check_name, check_number
 
+AUTO = "auto"
+"""Value of `precision` and `compiled` that a measurement replaces before a stage is named."""
+PRECISIONS, COMPILED = ("fp32", "bf16"), ("graphs",)
 BEFORE = "{before}"
 RELEASED = "released"
 """Loss of a stage that is not trained: its adapter was given (`released.py`)."""
@@ -50,7 +53,11 @@ class Stage:
         checkpointing: whether the student stores only its blocks' inputs for the backward pass and recomputes the rest.
         at_once: images per forward pass; 0 is all of an update's. With a limit memory does not grow with the batch,
             and what a loss asks for of more images is recomputed in the backward pass.
-        compiled: whether student and teachers go through `torch.compile`: minutes at the start, then faster updates.
+        precision: of the denoiser's weights and forwards in training: `fp32`, `bf16`, or `auto`, which is settled by
+            a measurement before anything is named (`runs/engine.py`); "" is the device's own. The steps' mathematics,
+            the adapter and its optimizer are fp32 in any case, and so are evaluations on a CPU.
+        compiled: whether student and teachers go through `torch.compile`: a minute at the start, then faster updates;
+            `graphs` captures CUDA graphs too, and `auto` is settled as for `precision`.
         options: fields of the loss.
     """
 
@@ -79,9 +86,18 @@ class Stage:
     targets: tuple[str, ...] = ()
     checkpointing: bool = False
     at_once: int = 0
-    compiled: bool = False
+    precision: str = ""
+    compiled: bool | str = False
     rewards: tuple[tuple[str, float], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = {"precision": ("", *PRECISIONS, AUTO), "compiled": (False, True, *COMPILED, AUTO)}
+        for key, values in known.items():
+            value = getattr(self, key)
+            if not isinstance(value, (bool, str)) or value not in values:
+                expected = ", ".join(str(v).lower() for v in values if v != "")
+                raise UserError(f"stage {self.name!r}: {key} is {value!r}; expected one of {expected}")
 
     @property
     def starts(self) -> tuple[str, ...]:

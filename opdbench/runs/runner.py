@@ -248,8 +248,9 @@ class Runner:
         folder = self.store.stage(self.spec.stages[stage.name])
         teachers = self.teachers(stage, finished)
         start = adapters.mean([finished[name].adapter for name in stage.starts]) if stage.starts else None
+        model = self.model.at(stage.precision)
         trainer = Trainer(
-            stage, self.config.seed, self.model, self.evaluators, teachers, folder, start, self.team, self._note
+            stage, self.config.seed, model, self.evaluators, teachers, folder, start, self.team, self._note
         )
         if trainer.state.update:
             self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")
@@ -287,5 +288,5 @@ class Runner:
         policies: dict[str, Policy] = {}
         for task, source in stage.teachers:
             adapter = None if source == BASE else finished[source].adapter
-            policies[task] = self.model.frozen(adapter, self.config.recipe.guidance(stage, source))
+            policies[task] = self.model.at(stage.precision).frozen(adapter, self.config.recipe.guidance(stage, source))
         return policies

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from opdbench.diffusion.sources import model_hash
 from opdbench.errors import unknown
 from opdbench.recipes.config import RunConfig
 from opdbench.runs.digests import built_on, is_named, plugins_of, run_digests, run_folder, stage_digests
+from opdbench.runs.engine import settle
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def plan_runs(
     specs = []
     for config in configs:
         weights = hash_once(config.model, config.recipe.resolution)
+        config = replace(config, recipe=settle(config.recipe, config.model, weights))
         plugins = plugins_of(config)
         stages, (own, group) = stage_digests(config, weights, plugins), run_digests(config, weights, plugins)
         folder = run_folder(out, config, own)

@@ -83,10 +83,11 @@ class Trainer:
         """All that the loss sees; compiled if the stage says so."""
         stage, model, guidance = self.stage, self.model, self.stage.sampler.guidance
         old = model.frozen(Adapter(self.state.old, self.lora), guidance) if self.loss.needs_old else None
-        for policy in (self.student, old, *teachers.values()) if stage.compiled else ():
-            # The base model is shared with whatever else goes on in this process.
-            if policy is not None and policy.network is not model.base:
-                policy.network.compile()
+        if stage.compiled:
+            teachers = {task: model.separate(policy) for task, policy in teachers.items()}
+            for policy in (self.student, old, *teachers.values()):
+                if policy is not None:
+                    policy.compile(stage.compiled)
         return Actors(
             model=model,
             student=self.student,

@@ -89,9 +89,10 @@ class Policies:
         path = folder / "adapter.safetensors"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            base = self.model.frozen(None, stage.teacher_guidance or 1.0)
+            model = self.model.at(stage.precision)
+            base = model.frozen(None, stage.teacher_guidance or 1.0)
             teachers = {task: base for task, _ in stage.teachers}
-            trainer = Trainer(stage, self.seed, self.model, self.evaluators, teachers, folder, start)
+            trainer = Trainer(stage, self.seed, model, self.evaluators, teachers, folder, start)
 
             def report(line: Mapping[str, object]) -> None:
                 log.info("%s %s", stage.name, {k: v for k, v in line.items() if k != "forwards"})

@@ -202,7 +202,7 @@ def make_subject(runner: Runner, done: Mapping[str, FinishedStage], point: GridP
 
     last = runner.config.recipe.stages[-1]
     sampler = Sampler(point.sampler, point.steps, point.noise_level, last.sampler.guidance)
-    model = runner.model
+    model = runner.model.at(last.precision)
     start = done[point.at].adapter if point.at in done else None
     lora = start.lora if start else Lora(last.rank, last.alpha, last.targets or ATTENTION)
     channels, height, width = model.latent_shape

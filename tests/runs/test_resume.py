@@ -71,6 +71,7 @@ def stage(method, updates, **settings):
 
 STAGES = {
     "opd": stage("opd", 8, anneal=True),
+    "opd-bf16": stage("opd", 8, precision="bf16"),
     "nft": stage("nft", 8, anneal=True, options={"times": 2}),
     "grpo-guard": stage("grpo-guard", 8, sampler=Sampler("flow-sde", 2, 0.7), options={"inner": 2}),
 }
@@ -93,12 +94,13 @@ def trainer(small, tmp_path):
     def make(one, folder="stage", teacher=7, start=5, note=lambda text: None):
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
+        engine = small.at(one.precision)
         teachers = (
-            {"grey": small.frozen(teacher and drawn(small, teacher), 1.0)}
+            {"grey": engine.frozen(teacher and drawn(small, teacher), 1.0)}
             if load("losses", one.loss).needs_teacher
             else {}
         )
-        return Trainer(one, 3, small, {"grey": _Brightness()}, teachers, place, drawn(small, start), note=note)
+        return Trainer(one, 3, engine, {"grey": _Brightness()}, teachers, place, drawn(small, start), note=note)
 
     return make
 
@@ -276,21 +278,24 @@ def test_a_compiled_stage_trains_the_same(trainer, small, monkeypatch):
     """Traced by the compiler, and run as traced: student and teacher, and not the base model that others use."""
     compiled = []
 
-    def trace(network):
-        compiled.append(network)
-        network._compiled_call_impl = torch.compile(network._call_impl, backend="eager")
+    def trace(block, **settings):
+        assert settings == {"dynamic": False, "mode": None}
+        compiled.append(block)
+        block._compiled_call_impl = torch.compile(block._call_impl, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", trace)
     short = dataclasses.replace(STAGES["opd"], updates=2)
     plain = trainer(short, "plain").run(lambda line: None)
     made = trainer(dataclasses.replace(short, compiled=True), "compiled")
     found = made.run(lambda line: None)
-    assert compiled == [made.student.network, made.actors.teachers["grey"].network]
+    assert compiled == [
+        block for policy in (made.student, made.actors.teachers["grey"]) for block in policy.network.transformer_blocks
+    ]
     for name, tensor in plain.tensors.items():
         torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-5, atol=1e-7)
-    trainer(dataclasses.replace(short, compiled=True), "base", teacher=None)
-    assert len(compiled) == 3
-    assert small.base not in compiled
+    taught = trainer(dataclasses.replace(short, compiled=True), "base", teacher=None)
+    assert [*taught.actors.teachers["grey"].network.transformer_blocks] == compiled[-2:]
+    assert not {*small.base.transformer_blocks} & {*compiled}
 
 
 @pytest.mark.parametrize("most", [1, 3])
