@@ -148,6 +148,11 @@ def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
+def by_peft_name(parameters: Mapping[str, Tensor], name: str = "default") -> dict[str, Tensor]:
+    """The tensors of parameters under the names of PEFT's files, where they lie and without gradient."""
+    return {key.replace(f".{name}.", "."): tensor.detach() for key, tensor in parameters.items()}
+
+
 def read(network: nn.Module) -> dict[str, Tensor]:
     """Copies of the attached adapter's tensors by PEFT name, fp32 on the CPU."""
     state = get_peft_model_state_dict(network, adapter_name="default")

@@ -62,7 +62,11 @@ class Trainer:
         self.student = self._make_student(start)
         self.parameters = adapters.trainable(self.student.network)
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=stage.lr, weight_decay=stage.weight_decay, betas=(0.9, 0.999)
+            self.parameters.values(),
+            lr=stage.lr,
+            weight_decay=stage.weight_decay,
+            betas=(0.9, 0.999),
+            fused=self._fuses or None,
         )
         built_on = {f"teacher/{task}": policy.adapter for task, policy in teachers.items()}
         built_on |= {"start": start.digest()} if start else {}
@@ -71,6 +75,11 @@ class Trainer:
         self.state = self._resume()
         self.actors = self._make_actors(teachers, evaluators)
         self.validation = Validation(stage, model, evaluators) if stage.validate_every else None
+
+    @property
+    def _fuses(self) -> bool:
+        """Whether the optimizer is one kernel; on a CPU it would have other bits."""
+        return self.model.device.type == "cuda"
 
     def _make_student(self, start: Adapter | None) -> Policy:
         """The policy that is trained: a fresh adapter, or `start`."""
@@ -131,7 +140,7 @@ class Trainer:
                     report(line)
                 if (update + 1) % CHECKPOINT_EVERY == 0 or update + 1 == last_update(self.stage, self.state.plateau):
                     self._save()
-        return Adapter(self.state.average, self.lora)
+        return Adapter(_on_host(self.state.average), self.lora)
 
     def batch(self, update: int) -> Batch:
         """The prompts and noise of an update, the same whenever it is asked for."""
@@ -170,7 +179,7 @@ class Trainer:
         """Check the averaged policy on validation prompts, if that is due after `done` updates; its figures."""
         if self.validation is None or not is_check(self.stage, self.state.plateau, done):
             return {}
-        score, meter = self.validation.score(Adapter(self.state.average, self.lora))
+        score, meter = self.validation.score(Adapter(_on_host(self.state.average), self.lora))
         assert self.state.plateau is not None
         self.state.plateau = self.state.plateau.after(score, self.stage, done)
         self.state.meter.add(meter)
@@ -209,8 +218,8 @@ class Trainer:
 
     def _follow(self, update: int) -> None:
         """Move the weight average and the old policy after the student."""
-        now = adapters.read(self.student.network)
-        if not all(tensor.isfinite().all() for tensor in now.values()):
+        now = adapters.by_peft_name(self.parameters)
+        if not torch.stack(torch._foreach_norm(list(now.values()), math.inf)).isfinite().all():
             raise self._diverged("a weight", "not finite")
         _blend(self.state.average, now, min(self.stage.ema, (1 + update) / (10 + update)))
         if self.actors.old is not None:
@@ -227,23 +236,28 @@ class Trainer:
             for name, parameter in self.parameters.items()
             for kind, value in self.optimizer.state[parameter].items()
         }
-        self.files.save(Checkpoint(self.state, student, moments), self.lines)
+        state = replace(self.state, average=_on_host(self.state.average), old=_on_host(self.state.old))
+        self.files.save(Checkpoint(state, student, moments), self.lines)
         self.lines.clear()
 
     def _resume(self) -> State:
         """The state of the checkpoint, with student and optimizer set to it; a fresh state if there is none."""
         checkpoint = self.files.load()
         if checkpoint is None:
-            fresh = adapters.read(self.student.network)
-            found = Plateau() if self.stage.validate_every else None
-            return State(0, Meter(), fresh, dict(fresh) if self.loss.needs_old else {}, found)
+            now = adapters.by_peft_name(self.parameters)
+            fresh, old = ({name: tensor.clone() for name, tensor in now.items()} for _ in range(2))
+            plateau = Plateau() if self.stage.validate_every else None
+            return State(0, Meter(), fresh, old if self.loss.needs_old else {}, plateau)
         adapters.write(self.student.network, checkpoint.student)
         for name, parameter in self.parameters.items():
             kinds = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}/{name}" in checkpoint.moments]
             self.optimizer.state[parameter] = {
-                k: checkpoint.moments[f"{k}/{name}"].to(parameter.device if k != "step" else "cpu") for k in kinds
+                k: checkpoint.moments[f"{k}/{name}"].to(parameter.device if k != "step" or self._fuses else "cpu")
+                for k in kinds
             }
-        return checkpoint.state
+        state, device = checkpoint.state, self.model.device
+        average, old = ({k: t.to(device) for k, t in held.items()} for held in (state.average, state.old))
+        return replace(state, average=average, old=old)
 
 
 def _check(stage: Stage, loss: Loss, teachers: Mapping[str, Policy], team: Team) -> None:
@@ -257,6 +271,12 @@ def _check(stage: Stage, loss: Loss, teachers: Mapping[str, Policy], team: Team)
         raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts; FSDP expects a multiple of {each}")
 
 
-def _blend(target: dict[str, Tensor], now: Mapping[str, Tensor], keep: float) -> None:
-    for name, value in now.items():
-        target[name] = keep * target[name] + (1 - keep) * value
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def _blend(target: Mapping[str, Tensor], now: Mapping[str, Tensor], keep: float) -> None:
+    """Move `target` towards `now` in place, all tensors by three calls: keep * target + (1 - keep) * now."""
+    held, values = list(target.values()), [now[name] for name in target]
+    torch._foreach_mul_(held, keep)
+    torch._foreach_add_(held, torch._foreach_mul(values, 1 - keep))

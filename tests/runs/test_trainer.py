@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from opdbench.core import Prompt, Sampler, Score
+from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Adapter, Lora
 from opdbench.errors import UserError
 from opdbench.recipes.config import Stage
@@ -72,3 +74,35 @@ def test_a_merge_is_its_start_and_resumes(trainer, model):
     for name, tensor in start.tensors.items():
         torch.testing.assert_close(result.tensors[name], tensor)
     assert trainer("merge", {}, start).state.update == 1
+
+
+class _Counted(TorchDispatchMode):
+    """Counts the operators that reach the dispatcher: on a GPU, kernels that the host launches."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.calls += 1
+        return operator(*args, **(kwargs or {}))
+
+
+def test_averages_take_a_few_operators_whatever_the_number_of_tensors(trainer):
+    """Per tensor there is only a view of it; a multiplication or an addition for each would be three times as many."""
+    made = trainer("flow-grpo", {"inner": 1}, rewards=())
+    before = {name: tensor.clone() for name, tensor in made.state.average.items()}
+    for parameter in made.parameters.values():
+        parameter.data += 1
+    with _Counted() as counted:
+        made._follow(90)
+    assert counted.calls < len(before) + 15
+    for name, tensor in adapters.by_peft_name(made.parameters).items():
+        assert torch.equal(made.state.average[name], 0.9 * before[name] + (1 - 0.9) * tensor)
+
+
+def test_averages_of_a_fresh_stage_share_no_memory(trainer):
+    """They are moved in place."""
+    made = trainer("nft", {})
+    held = [*made.state.average.values(), *made.state.old.values(), *made.parameters.values()]
+    assert len({tensor.data_ptr() for tensor in held}) == len(held) == 3 * len(made.state.old)
