@@ -44,6 +44,7 @@ class PointScores:
         origin: `(S, T)`, of the stage that all methods start from.
         teachers: `(S, T)`, of each task's own teacher.
         results: `(S, T)` by method.
+        reference: the point whose teachers set the scale; itself if None.
     """
 
     value: float
@@ -52,9 +53,12 @@ class PointScores:
     origin: FloatArray
     teachers: FloatArray
     results: Mapping[str, FloatArray]
+    reference: PointScores | None = None
 
     def gains(self, rows: Sequence[int] | None = None) -> FloatArray:
         """`(T,)` mean gain of the teachers over some seeds."""
+        if self.reference is not None:
+            return self.reference.gains(rows)
         chosen = slice(None) if rows is None else list(rows)
         return np.asarray((self.teachers - self.origin)[chosen].mean(0))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,8 +15,9 @@ from opdbench.errors import UserError
 from opdbench.files import check_writable, write_text
 
 if TYPE_CHECKING:
+    from opdbench.leaderboards.numbers.crossed import TaskPictures
     from opdbench.leaderboards.numbers.endpoints import PointScores
-    from opdbench.records.run import Run
+    from opdbench.records.run import PolicyResult, Run
     from opdbench.studies.file import StudyFile
     from opdbench.studies.grid import StudyRun
 
@@ -104,7 +105,9 @@ def _report(study: StudyFile, runs: Sequence[StudyRun], out: Path, folder: Path,
     points = _whole_points(study, runs, finished)
     if not points:
         raise UserError(f"study {study.name!r} has no whole point in {str(out)!r}; the same command goes on")
-    cells = study_cells(study, points, _forwards(points, finished, study.methods))
+    cells = study_cells(
+        study, points, _forwards(points, finished, study.methods), _pictures(points, finished, study.methods)
+    )
     findings = judge_study(study, points)
     block, text = study_block(study, cells, points[0].seeds), paragraph(findings)
     with paper_style():
@@ -143,7 +146,11 @@ def _whole_points(study: StudyFile, runs: Sequence[StudyRun], finished: RunsByPo
 
     seeds = tuple(dict.fromkeys(run.seed for run in runs))
     scores = [point_scores(point.value, point.names, seeds, finished[point.value]) for point in study.points]
-    return [point for point in scores if point is not None]
+    whole = [point for point in scores if point is not None]
+    if study.scale is None:
+        return whole
+    reference = next((point for point in whole if point.value == study.scale), None)
+    return [replace(point, reference=reference) for point in whole] if reference else []
 
 
 def _forwards(
@@ -157,3 +164,36 @@ def _forwards(
         for point in points
         for method in methods
     }
+
+
+def _pictures(
+    points: Sequence[PointScores], finished: RunsByPoint, methods: Sequence[str]
+) -> dict[tuple[float, str], list[TaskPictures]]:
+    """Scores of pictures by value and method, where every run of the point has its rows."""
+    from opdbench.leaderboards.numbers.crossed import row_files
+    from opdbench.studies.grid import START
+
+    pictures = {}
+    for point in points:
+        runs = finished[point.value]
+        origins = [runs[START][seed] for seed in point.seeds] if START in runs else []
+        with_teachers = next((m for m in methods if any(p.role == "teacher" for p in _policies(runs[m]))), methods[0])
+        teachers = [runs[with_teachers][seed] for seed in point.seeds]
+        for method in methods if origins else ():
+            own = [runs[method][seed] for seed in point.seeds]
+            files = [row_files(own, origins, teachers, task, _sign(own[0], task)) for task in point.tasks]
+            read = [rows.read() if rows else None for rows in files]
+            if all(read):
+                pictures[point.value, method] = [scores for scores in read if scores]
+    return pictures
+
+
+def _policies(runs: dict[int, Run]) -> Sequence[PolicyResult]:
+    """The policies of the first seed."""
+    return next(iter(runs.values())).record.policies
+
+
+def _sign(run: Run, task: str) -> float:
+    """-1 for a task where less is better."""
+    cells = [cell for policy in run.record.policies for cell in policy.cells if cell.task == task]
+    return 1.0 if all(cell.higher_is_better for cell in cells) else -1.0

@@ -24,7 +24,10 @@
     trend = true                        # the slope over the axis; `at = 1` is one of its points
 
 In place of `values` an axis may have tables `[[axis.point]]`, each with a `value` and with the `model`, `tasks` or
-`settings` that are its own. `preset` names a preset below the settings, and `limit` the most test prompts per task.
+`settings` that are its own. The axis's `scale` is the value whose teachers set the scale of all points, where tasks and
+model are the same everywhere; without it each point has the scale of its own teachers.
+
+`preset` names a preset below the settings, and `limit` the most test prompts per task.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ KEYS = (
     *("name", "description", "model", "methods", "joint", "seeds", "limit", "preset", "tasks", "axis", "settings"),
     *("claim", "search"),
 )
-AXIS_KEYS = ("name", "label", "log", "values", "point")
+AXIS_KEYS = ("name", "label", "log", "scale", "values", "point")
 POINT_KEYS = ("value", "model", "tasks", "settings")
 CLAIM_KEYS = ("name", "better", "than", "measure", "at", "trend")
 JOINT = "joint"
@@ -102,6 +105,7 @@ class StudyFile:
         joint: methods of joint RL, the best of which claims call `joint`.
         seeds: fixed before a result is seen.
         log: whether the axis is drawn on a log scale.
+        scale: value whose teachers set the scale of all points; None if each point has its own.
         search: settings that a random search draws (`studies/search.py`); empty for a grid.
     """
 
@@ -116,6 +120,7 @@ class StudyFile:
     axis: str
     label: str
     log: bool
+    scale: float | None
     points: tuple[StudyPoint, ...]
     claims: tuple[StudyClaim, ...]
     search: Mapping[str, Any]
@@ -154,6 +159,7 @@ def load_study(path: Path) -> StudyFile:
         axis=str(raw["axis"]["name"]),
         label=str(raw["axis"].get("label", raw["axis"]["name"])),
         log=bool(raw["axis"].get("log", False)),
+        scale=_scale(raw["axis"].get("scale"), points, where),
         points=points,
         claims=tuple(_claim(table, methods, points, where) for table in raw.get("claim", [])),
         search=_table(raw.get("search", {}), f"{where}: search"),
@@ -239,6 +245,14 @@ def _claim(table: object, methods: Sequence[str], points: Sequence[StudyPoint], 
     if "at" in claim and claim["at"] not in [point.value for point in points]:
         raise UserError(f"{where}: claim {name!r} is at {claim['at']!r}, which is no value of the axis")
     return StudyClaim(name, claim["better"], claim["than"], measure, claim.get("at"))
+
+
+def _scale(value: object, points: Sequence[StudyPoint], where: str) -> float | None:
+    if value is None:
+        return None
+    if value not in [point.value for point in points] or len({(point.model, point.tasks) for point in points}) > 1:
+        raise UserError(f"{where}: scale is {value!r}; expected a value of an axis whose points share model and tasks")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _table(value: object, where: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def draw(rng, means, seeds=SEEDS, spread=0.05, teacher=(0.8, 3.0), shift=0.0):
 def study(*claims):
     return StudyFile(
         path=Path("s.toml"), name="s", description="", methods=("opd", "joint-1"), joint=("joint-1",), seeds=SEEDS,
-        limit=None, preset="", axis="kappa", label="kappa", log=False, points=(), claims=claims, search={},
+        limit=None, preset="", axis="kappa", label="kappa", log=False, scale=None, points=(), claims=claims, search={},
     )  # fmt: skip
 
 
@@ -60,6 +60,13 @@ def test_shares_do_not_depend_on_a_tasks_unit_or_zero():
     )
     assert other.endpoint("m") == pytest.approx(point.endpoint("m"))
     assert level(other, "m").error == pytest.approx(level(point, "m").error)
+
+
+def test_one_points_teachers_can_set_the_scale_of_all():
+    points = draw(np.random.default_rng(8), {"m": lambda value: 0.5}, spread=1e-9)
+    half = replace(points[0], teachers=(points[0].teachers + points[0].origin) / 2)
+    assert half.endpoint("m") == pytest.approx(1.0)
+    assert replace(half, reference=points[1]).endpoint("m") == pytest.approx(0.5)
 
 
 def test_teachers_that_do_not_gain_leave_no_share():

@@ -67,6 +67,7 @@ def test_a_point_has_its_own_settings_over_the_common_ones(tmp_path):
         ("trend = true", "at = 3", "is at 3, which is no value of the axis"),
         ('better = "opd"', 'better = "odp"', "unknown method of claim 'first' 'odp'.*did you mean 'opd'"),
         ('joint = ["multi-rl-nft"]', "", "names 'joint', but the study has no list"),
+        ('name = "kappa"', 'name = "kappa"\nscale = -1', "scale is -1; expected a value of an axis whose points share"),
         ("[tasks]", "[tasks", "is not TOML"),
     ],
 )

@@ -78,6 +78,7 @@ def test_a_killed_study_goes_on_and_reports_whole_points(folder):
     }
     text = (folder / "runs/studies/small/small.md").read_text()
     assert text.count("| multi-rl-nft |") == 2
+    assert "joint domination" in text
     assert "OPD gains" in text
 
 
