@@ -214,7 +214,7 @@ def _point(table: Mapping[str, Any], raw: Mapping[str, Any], axis: str, where: s
     for key in table:
         if key not in POINT_KEYS:
             raise unknown(f"key of a point of {where}", key, POINT_KEYS)
-    value = table.get("value")
+    value: Any = table.get("value")
     if type(value) not in (int, float):
         raise UserError(f"{where}: {axis} has the value {value!r}; expected a number")
     settings = merge(_table(raw.get("settings", {}), f"{where}: settings"), table.get("settings", {}))
