@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +59,7 @@ class Sampler:
             raise UserError(f"sampler steps is {self.steps}; expected at least 1")
         if self.noise_level < 0 or self.guidance < 0:
             raise UserError(f"noise_level {self.noise_level} and guidance {self.guidance} must not be negative")
-        if not (math.isfinite(self.noise_level) and math.isfinite(self.guidance)):
+        if not all(number <= sys.float_info.max for number in (self.noise_level, self.guidance)):
             raise UserError(f"noise_level {self.noise_level} and guidance {self.guidance} must be finite numbers")
         if self.noise_level > 0 and self.name in DETERMINISTIC:
             raise UserError(f"noise_level is {self.noise_level}; sampler {self.name!r} takes only 0")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,33 @@ SPREAD = 0.5
 """Standard deviation of the analytic flow's data."""
 SIGMAS = [1.0, 0.9, 0.75, 0.5, 0.2, 0.0]
 TASKS = ("left", "right")
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("campaign", "opdbench's campaign (pytest -m campaign)")
+    group.addoption("--campaign-seed", type=int, default=0, help="seed of all that it draws")
+    group.addoption(
+        "--campaign-seconds", type=float, default=600, help="most seconds per test; it may end its last case"
+    )
+    group.addoption("--campaign-summary", default="campaign.json", help="file for the counts")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The campaign's counts, printed and written as JSON."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    parts = [dict(report.user_properties)["campaign"] for report in reports if dict(report.user_properties)]
+    if not parts:
+        return
+    counts = {name: count for part in parts for name, count in part["counts"].items()}
+    wrong = [trouble for part in parts for trouble in part["wrong"]]
+    terminalreporter.section("campaign")
+    for name, count in sorted(counts.items()):
+        terminalreporter.write_line(f"{count:6} {name}")
+    for trouble in wrong:
+        terminalreporter.write_line(f"wrong: {trouble}")
+    seed = config.getoption("--campaign-seed")
+    summary = {"seed": seed, "counts": counts, "wrong": wrong, "tests": parts}
+    Path(config.getoption("--campaign-summary")).write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
 
 
 def pytest_collection_modifyitems(items):

@@ -162,6 +162,8 @@ def _uniform(
 
 def _plain_name(name: str, path: Path) -> str:
     plain = name.removeprefix(PEFT_PREFIX)
+    for older, side in ((".lora.down.", ".lora_A."), (".lora.up.", ".lora_B.")):  # diffusers' names before PEFT's
+        plain = plain.replace(older, side)
     if name.startswith(("lora_unet_", "lora_te", "lora_transformer_")):
         raise UserError(
             f"adapter {str(path)!r} has Kohya's names ({name!r}), which diffusers does not load for SD3 either; "

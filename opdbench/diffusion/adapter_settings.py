@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,6 @@ def _of_pattern(patterns: Mapping[str, Any], layer: str, default: float) -> floa
 
 
 def _is_number(value: object, whole: bool) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return False
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        return False  # an integer may be larger than any float
     return not whole or (isinstance(value, int) and value > 0)

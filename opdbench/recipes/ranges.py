@@ -60,7 +60,7 @@ def check_number(where: str, key: str, value: float, whole: bool = False) -> Non
     """Raise `UserError` if the number of a configuration is not finite or outside its range."""
     allowed = RANGES.get(key, COUNT if whole else FINITE)
     if not allowed.holds(value):
-        expected = f"at least {allowed.low:g}" if math.isfinite(value) and value < allowed.low else str(allowed)
+        expected = f"at least {allowed.low:g}" if -math.inf < value < allowed.low else str(allowed)
         raise UserError(f"{where}: {key} is {value!r}; expected {expected}")
 
 

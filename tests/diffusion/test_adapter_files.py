@@ -100,12 +100,19 @@ def layout(tensors):
     return {f"transformer.{name}": tensor for name, tensor in tensors.items()}
 
 
+def older(tensors):
+    """The names that diffusers wrote before PEFT's."""
+    return {k.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): t for k, t in tensors.items()}
+
+
 @pytest.mark.parametrize(
-    ("only", "rank"), [("", 4), ("transformer_blocks.0.", 4), ("", mixed)], ids=["whole", "one block", "mixed ranks"]
+    ("only", "rank", "names"),
+    [("", 4, dict), ("transformer_blocks.0.", 4, dict), ("", mixed, dict), ("", 4, older)],
+    ids=["whole", "one block", "mixed ranks", "older names"],
 )
-def test_a_file_without_settings_draws_the_picture_of_plain_diffusers(only, rank, model, tmp_path):
+def test_a_file_without_settings_draws_the_picture_of_plain_diffusers(only, rank, names, model, tmp_path):
     path = tmp_path / "bare.safetensors"
-    save_file(layout(matrices(model.base, rank, only=only)), path)
+    save_file(names(layout(matrices(model.base, rank, only=only))), path)
     theirs = StableDiffusion3Pipeline.from_pretrained(tiny_folder())
     plain = picture(theirs)
     theirs.load_lora_weights(str(tmp_path), weight_name=path.name)
@@ -153,8 +160,21 @@ def kohya(tensors):
     return {name(key): tensor for key, tensor in tensors.items()}
 
 
+def test_diffusers_itself_takes_nothing_of_kohyas_names_and_no_alpha_tensor(model, tmp_path):
+    """So that refusing them by name is the most that an evaluation can do."""
+    theirs, tensors = StableDiffusion3Pipeline.from_pretrained(tiny_folder()), matrices(model.base)
+    plain = picture(theirs)
+    save_file(kohya(tensors), tmp_path / "kohya.safetensors")
+    theirs.load_lora_weights(str(tmp_path), weight_name="kohya.safetensors")
+    assert torch.equal(picture(theirs), plain)
+    save_file(layout(tensors) | {f"transformer.{LAYER}.alpha": torch.tensor(16.0)}, tmp_path / "alpha.safetensors")
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        theirs.load_lora_weights(str(tmp_path), weight_name="alpha.safetensors")
+
+
 REFUSED = {
     "kohya": (lambda t: kohya(t), "Kohya's names"),
+    "kohya with alphas": (lambda t: {"lora_unet_x.alpha": torch.tensor(2.0)} | kohya(t), "Kohya's names"),
     "alpha tensors": (lambda t: layout(t) | {f"transformer.{LAYER}.alpha": torch.tensor(16.0)}, r"\.alpha"),
     "nan": (lambda t: layout(t | {f"{LAYER}.lora_A.weight": t[f"{LAYER}.lora_A.weight"] * float("nan")}), "not finite"),
     "inf": (lambda t: layout(t | {f"{LAYER}.lora_B.weight": t[f"{LAYER}.lora_B.weight"] / 0}), "not finite"),
@@ -191,6 +211,7 @@ def test_what_diffusers_does_not_load_is_refused_by_name(case, model, tmp_path):
         {"lora_alpha": "x"},
         {"lora_alpha": float("nan")},
         {"lora_alpha": [1]},
+        {"lora_alpha": 10**400},
         {"rank_pattern": [1]},
         {"alpha_pattern": {"to_q": "x"}},
         {"target_modules": [1, 2]},

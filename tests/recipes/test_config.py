@@ -65,6 +65,8 @@ def test_overrides_reach_stages_and_tables():
         ("student.lr=-1.0", "lr is -1.0; expected at least 0"),
         ("student.lr=0.0", "lr is 0.0; expected above 0"),
         ("student.lr=1e30", "lr is 1e.30; expected above 0 and at most 1"),
+        ("student.lr=1" + 400 * "0", "lr is 1000*; expected above 0 and at most 1"),
+        ("student.sampler.guidance=1" + 400 * "0", "guidance (is )?1000*"),
         ("student.clip=nan", "clip is nan; expected above 0"),
         ("student.clip=0.0", "clip is 0.0; expected above 0"),
         ("student.ema=2.0", "ema is 2.0; expected at least 0 and below 1"),

@@ -13,7 +13,7 @@ from opdbench.core import Meter, Sample
 from opdbench.errors import UserError
 from opdbench.evaluation.evaluate import score_in_parts
 from opdbench.leaderboards.numbers.runs import load_runs
-from opdbench.records.rows import Picked, read_part, write_part, write_samples
+from opdbench.records.rows import Picked, misfit_rows, read_part, write_part, write_samples
 from opdbench.records.run import RunRecord
 from opdbench.records.store import Store
 from opdbench.runs.runner import Runner
@@ -100,3 +100,10 @@ def test_rows_that_were_changed_after_their_record_reach_no_table(command, tmp_p
     assert "has another samples/student-ocr.jsonl than was written" in done.stderr
     with pytest.raises(UserError, match="run its command again"):
         load_runs(folders)[0].samples("student", "ocr")
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan"), True, "x"])
+def test_no_row_holds_what_is_no_finite_number(value):
+    assert misfit_rows(rows(0.5), PICTURES) == ""
+    changed = [*rows(0.5)[:2], Sample("ocr/2", 0, "ocr", "", value, 0.5)]
+    assert misfit_rows(changed, PICTURES).startswith("has value ")
