@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,37 +47,45 @@ def generate(
     from opdbench.api import pictures
     from opdbench.api.pipelines import Drawing, call_settings, load_pipeline
     from opdbench.console.progress import make_console
+    from opdbench.diffusion.sources import content_id
+    from opdbench.evaluation.evaluate import prompt_hash
+    from opdbench.evaluation.model_scores import prompts_of
     from opdbench.files import write_json
     from opdbench.registry import evaluator
 
     console = make_console(not quiet)
     pipeline = load_pipeline(model, adapter)
     settings = call_settings(pipeline, Drawing(guidance, steps, resolution))
+    judges = {task: evaluator(task) for task in names}
     about = {"model": model, "adapter": adapter, "settings": settings, "seed": seed, "prompts": prompts}
-    _check_folder(to, about)
-    write_json(to / "generate.json", {**about, "command": command_line()})
-    for task in names:
+    about |= {"content of the model": content_id(model), "content of the adapter": adapter and content_id(adapter)}
+    about |= {f"prompts of {task}": prompt_hash(prompts_of(judge, prompts)) for task, judge in judges.items()}
+    before = _check_folder(to, about)
+    write_json(to / "generate.json", {**before, **about, "command": command_line()})
+    for task, judge in judges.items():
 
         def progress(done: int, total: int, task: str = task) -> None:
             console.progress(f"draw {task}", done, total, {})
 
-        judge = evaluator(task)
         print(pictures.generate(pipeline, settings, judge, prompts, to, limit, seed, batch_size, progress))
 
 
-def _check_folder(to: Path, about: Mapping[str, object]) -> None:
-    """Refuse a folder whose pictures were drawn with other settings."""
+def _check_folder(to: Path, about: Mapping[str, object]) -> dict[str, Any]:
+    """What is known of the pictures of a folder; refuses one whose pictures were drawn with other settings."""
     from opdbench.files import check_writable, read_json
 
     check_writable(to)
     if not (to / "generate.json").exists():
-        return
+        return {}
     before = read_json(to / "generate.json")
+    if not isinstance(before, dict):
+        raise UserError(f"{str(to / 'generate.json')!r} is no table; choose another --to")
     for name, value in about.items():
-        if before.get(name) != value:
+        if before.get(name, value) != value:
             raise UserError(
                 f"{str(to)!r} has pictures with {name} {before.get(name)!r}, not {value!r}; choose another --to"
             )
+    return before
 
 
 def sample(

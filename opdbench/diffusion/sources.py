@@ -15,7 +15,7 @@ import transformers
 
 from opdbench.diffusion.families import FAMILIES, Family, StableDiffusion3, of_denoiser
 from opdbench.errors import UserError
-from opdbench.files import hash_folder
+from opdbench.files import checksum, hash_folder
 
 TINY = "tiny"
 EDITIONS = {TINY: "opdbench.tiny.model", "tiny@1": "opdbench.tiny.model", "tiny@2": "opdbench.tiny.second.model"}
@@ -49,9 +49,27 @@ def locate(source: str) -> str:
 
 
 def model_hash(source: str, resolution: int = 0) -> str:
-    """Identity of the weights (a hash of the folder's files, or the hub id) and of the pictures' resolution."""
-    folder = Path(locate(source))
-    return (hash_folder(folder) if folder.is_dir() else source) + (f"@{resolution}" if resolution else "")
+    """Identity of the weights (`content_id`) and of the pictures' resolution."""
+    return content_id(locate(source)) + (f"@{resolution}" if resolution else "")
+
+
+def content_id(source: str) -> str:
+    """What a folder, a file or a hub id holds now: a hash of the contents, or `owner/name@<commit>`.
+
+    A hub id whose snapshot is neither here nor reachable stands for itself, as nothing can be loaded from it.
+    """
+    path = Path(tiny_folder(source) if source in EDITIONS else source)
+    if path.is_dir():
+        return hash_folder(path)
+    if path.is_file():
+        return checksum(path).sha256[:16]
+    from huggingface_hub import snapshot_download
+
+    name = "/".join(source.split("/")[:2])
+    try:
+        return f"{source}@{Path(snapshot_download(name, allow_patterns=['model_index.json'])).name}"
+    except (OSError, ValueError):
+        return source
 
 
 def family_of(source: str) -> Family:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,24 @@ def test_generated_pictures_are_resumed_and_score_as_an_evaluation_does(folders,
     assert json.loads(scored.stdout)[0]["n"] == len(list((tmp_path / "pictures" / "ocr").glob("*.png")))
     other = opdbench(*args, "--seed", "1")
     assert (other.returncode, "with seed 0, not 1; choose another --to" in other.stderr) == (2, True)
+
+
+def test_pictures_of_changed_weights_or_prompts_are_not_taken_for_others(folders, tmp_path):
+    model = shutil.copytree(folders["sdxl"], tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text('a sign "HI"\na sign "HO"\n')
+    args = ["generate", "--model", model, "--steps", "1", "--resolution", "32", "--prompts", tmp_path / "prompts.txt"]
+    args += ["--tasks", "ocr", "--to", tmp_path / "pictures", "--quiet"]
+    assert opdbench(*args, "--limit", "1").returncode == 0
+    assert opdbench(*args).returncode == 0  # more pictures of the same prompts
+    for changed, what in (
+        (tmp_path / "prompts.txt", "prompts of ocr"),
+        (model / "model_index.json", "content of the model"),
+    ):
+        before = changed.read_text()
+        changed.write_text(before.replace("HI", "HU") if changed.suffix == ".txt" else before + "\n")
+        other = opdbench(*args)
+        assert (other.returncode, f"has pictures with {what} " in other.stderr) == (2, True), other.stderr
+        changed.write_text(before)
 
 
 def test_sample_draws_a_picture_per_seed_and_overwrites_none(folders, tmp_path):

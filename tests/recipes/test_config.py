@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from opdbench.diffusion.sources import model_hash
 from opdbench.errors import UserError
 from opdbench.recipes.config import RunConfig, Stage, load_recipe
 from opdbench.records.digest import digest
@@ -125,6 +126,24 @@ def test_the_same_weights_in_two_folders_are_one_run():
     one, two = (RunConfig(load_recipe(OPD, ("ocr",)), ("ocr",), folder, 0) for folder in ("/home/a/sd35", "/data/sd35"))
     assert run_digests(one, "feed") == run_digests(two, "feed")
     assert run_digests(one, "feed") != run_digests(two, "beef")
+
+
+def test_another_snapshot_behind_a_hub_name_is_another_model(tmp_path, monkeypatch):
+    """A hub cache on disk, whose `main` is moved to a second snapshot: other digests, whatever the name."""
+    from huggingface_hub import constants
+
+    root = tmp_path / "models--someone--sd35"
+    for commit in ("a" * 40, "b" * 40):
+        (root / "snapshots" / commit).mkdir(parents=True)
+        (root / "snapshots" / commit / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    (root / "refs").mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    hashes = []
+    for commit in ("a" * 40, "b" * 40, "a" * 40):
+        (root / "refs" / "main").write_text(commit)
+        hashes.append(model_hash("someone/sd35"))
+    assert hashes[0] == hashes[2] != hashes[1]
+    assert model_hash("someone/absent") == "someone/absent"  # nothing can be drawn with it
 
 
 def test_unknown_names_are_suggested():
