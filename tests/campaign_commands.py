@@ -16,6 +16,7 @@ from typing import Any
 
 from opdbench.diffusion.adapters import Adapter
 from opdbench.records.run import RunRecord
+from opdbench.records.store import stage_damage
 from opdbench.records.variance import VarianceRecord
 
 RECIPE = """description = "the shortest run that leaves every kind of file"
@@ -188,13 +189,16 @@ def _numbers_of_run(out: Path) -> dict[str, Any]:
     (path,) = out.glob("*/record.json")
     record = RunRecord.load(path)
     stages = [out / "stages" / stage.digest for stage in record.stages]
+    whole = {stage: (stage / "stage.json").exists() and not stage_damage(stage) for stage in stages}
     return {
         "cells": [(policy.name, asdict(cell)) for policy in record.policies for cell in policy.cells],
         "cost": [(stage.name, stage.meter.forwards, stage.meter.images) for stage in record.stages],
         "evaluations": [(policy.name, policy.evaluation.forwards) for policy in record.policies],
         "curves": [stage.curve for stage in record.stages],
-        "logs": [_log(stage / "log.jsonl") for stage in stages],
-        "adapters": [Adapter.load(stage / "adapter.safetensors").digest() for stage in stages],
+        "logs": [_log(stage / "log.jsonl") if whole[stage] else None for stage in stages],
+        "adapters": [
+            Adapter.load(stage / "adapter.safetensors").digest() if whole[stage] else None for stage in stages
+        ],
         "files": _hashes(path.parent, "samples/*.jsonl")
         | _hashes(path.parent, "pictures/*")
         | _hashes(path.parent, "*.png"),
@@ -202,8 +206,12 @@ def _numbers_of_run(out: Path) -> dict[str, Any]:
 
 
 def differing(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Names of what is not the same."""
-    return [name for name in expected if expected[name] != found.get(name)]
+    """Names of what is not the same; of a stage that was not needed, and whose damage is known, nothing is said."""
+    known = {name: value for name, value in found.items() if name not in ("logs", "adapters")}
+    stages = [name for name in ("logs", "adapters") if name in expected]
+    pairs = {name: zip(expected[name], found[name], strict=True) for name in stages}
+    wrong = [name for name in stages if any(own not in (None, was) for was, own in pairs[name])]
+    return wrong + [name for name in expected.keys() - set(stages) if expected[name] != known.get(name)]
 
 
 def until(seconds: float, most: int) -> Iterator[int]:

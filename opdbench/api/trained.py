@@ -9,7 +9,7 @@ from opdbench.diffusion.sources import EDITIONS, tiny_folder
 from opdbench.errors import UserError
 from opdbench.files import hash_folder, read_json
 from opdbench.records.run import RunRecord
-from opdbench.records.store import Store, shipped
+from opdbench.records.store import Store, check_trained, shipped
 
 ADAPTER = "adapter.safetensors"
 
@@ -35,10 +35,11 @@ def find_trained(place: str) -> Trained:
     """The adapter of a run (its last stage), or of a stage's folder.
 
     Raises:
-        UserError: if `place` is neither, is not finished, or has trained nothing.
+        UserError: if `place` is neither, is not finished, has trained nothing, or was changed since.
     """
     folder = Path(place)
     if (folder / "stage.json").is_file():
+        check_trained(folder / ADAPTER)
         about = read_json(folder / "stage.json")
         weights = about["model"].partition("@")[0]
         model = next((name for name in EDITIONS if weights == hash_folder(tiny_folder(name))), "")
@@ -66,6 +67,7 @@ def find_adapter(place: str) -> Path | None:
     """
     path = Path(place)
     if path.is_file() and path.name != "record.json":
+        check_trained(path)
         return path
     if not path.exists():
         if place.count("/") >= 1 and not place.startswith(("/", ".", "~")):

@@ -24,6 +24,7 @@ from torch.nn.functional import pad
 from opdbench.diffusion.adapter_settings import AdapterSettings, Shape
 from opdbench.diffusion.adapters import ATTENTION, Adapter, Lora, read_file
 from opdbench.errors import UserError
+from opdbench.records.store import check_trained
 
 PEFT_PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -42,10 +43,11 @@ def fetch(origin: str) -> ReleasedAdapter:
     """Read the adapter at `origin`: a file, a folder, or `owner/name[/folder]` on the hub.
 
     Raises:
-        UserError: there is none, or it is no plain LoRA with finite matrices.
+        UserError: there is none, it is no plain LoRA with finite matrices, or a stage's that was changed since.
     """
     path = Path(origin)
     if path.is_file():
+        check_trained(path)
         return _read(path)
     folder = path if path.is_dir() else _download(origin)
     for name in (WEIGHTS, DIFFUSERS_WEIGHTS):

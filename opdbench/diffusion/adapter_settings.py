@@ -71,7 +71,7 @@ class AdapterSettings:
             if key in raw and not _is_number(raw[key], whole=key == "r"):
                 raise UserError(f"{where} has {key} {raw[key]!r}; expected a finite number")
         for key in ("rank_pattern", "alpha_pattern"):
-            pattern = raw.get(key) or {}
+            pattern = {} if raw.get(key) is None else raw[key]
             if not isinstance(pattern, Mapping) or not all(
                 _is_number(v, key == "rank_pattern") for v in pattern.values()
             ):

@@ -82,6 +82,8 @@ def evaluate_pictures(
                 team.wait()
                 if team.leads and target.exists():
                     console.note(f"rows {str(target)!r} do not fit; kept as {set_aside(target).name}; scored again")
+                    if target.with_suffix(".json").exists():
+                        set_aside(target.with_suffix(".json"))
                 samples = score_in_parts(parts, target, _open, score, progress, team)
             if team.leads:
                 write_sealed(target.with_suffix(".json"), {"files": checksums(folder, (target.name,))})

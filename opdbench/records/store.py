@@ -71,6 +71,17 @@ def stage_damage(folder: Path) -> str:
     return "" if (folder / STAGE_FILES[0]).is_file() else f"lacks {STAGE_FILES[0]}"
 
 
+def check_trained(adapter: Path) -> None:
+    """Refuse the adapter in a finished stage's folder if the stage's files are not those that were written.
+
+    Raises:
+        UserError: they are not; an adapter elsewhere has nothing to be held against.
+    """
+    folder = adapter.parent
+    if adapter.name == STAGE_FILES[0] and (folder / "stage.json").is_file() and (damage := stage_damage(folder)):
+        raise UserError(f"stage {str(folder)!r} {damage}; run its command again, which keeps the old files apart")
+
+
 def evaluation_damage(rows: Path, expected: Sequence[Picked] | None = None) -> str:
     """Why an evaluation's rows cannot be used, in a few words; "" if they are those that were written.
 

@@ -21,8 +21,10 @@ MOST_GROWTH = 40
 
 def use(pid):
     """MiB of memory and number of open files of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    memory = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    if memory is None:
+        raise ProcessLookupError(pid)  # it ended, and is not waited for yet
+    return int(memory[1]) / 1024, len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def watch(command):

@@ -204,7 +204,7 @@ def test_hostile_servers_give_no_number_and_are_asked_again_where_they_failed(se
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
     source = f"unifiedreward=http://127.0.0.1:{server.server_port}/v1"
     modes = [mode for mode in REPLY if mode != "four"]
-    answers = {"ten", "5.9", "45/100", "minus", "1e308", "thought"}
+    answers = {"ten", "5.9", "45/100", "minus", "1e308", "thought", "no text"}
     for k in until(seconds, REPLIES):
         mode, start = modes[k] if k < len(modes) else rng.choice(modes), time.monotonic()
         words = ["eval", "--pictures", tmp_path / "rows.jsonl", "--tasks", "unifiedreward", "--source", source]

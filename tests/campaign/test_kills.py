@@ -12,7 +12,7 @@ from campaign_commands import until
 from opdbench.records.verify import verify
 
 pytestmark = pytest.mark.campaign
-KINDS = {"pictures": 32, "eval": 36, "run": 24, "variance": 6, "run2": 6, "variance2": 2}
+KINDS = {"pictures": 24, "eval": 30, "run": 40, "variance": 8, "run2": 10, "variance2": 2}
 """Kills by kind; those with a 2 have two workers, which load everything themselves."""
 AT_ONCE = 6
 """Most kills of one folder, before it is left to end."""

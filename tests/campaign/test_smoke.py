@@ -27,6 +27,7 @@ def test_each_damage_changes_a_file_and_is_seen(tmp_path):
         assert (again.returncode, json.loads(again.stdout)) == (0, expected), name
         assert path.read_bytes() == rows
         assert name in ("gone",) or path.with_name(f"{path.name}.damaged-1").exists(), name
+        assert name == "gone" or path.with_name(f"{path.stem}.json.damaged-1").exists(), name
         for kept in tmp_path.rglob("*.damaged-*"):
             kept.unlink()
     assert differing({"rows": 1}, {"rows": 2}) == ["rows"]

@@ -214,6 +214,7 @@ def test_what_diffusers_does_not_load_is_refused_by_name(case, model, tmp_path):
         {"lora_alpha": 10**400},
         {"rank_pattern": [1]},
         {"alpha_pattern": {"to_q": "x"}},
+        {"alpha_pattern": ""},
         {"target_modules": [1, 2]},
         {"target_modules": "(["},
         {"target_modules": [["a"]]},

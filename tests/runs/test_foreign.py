@@ -9,13 +9,15 @@ import pytest
 from command import opdbench
 from records import World, make_runs
 
+from opdbench.api.trained import find_adapter
 from opdbench.core import Meter, Sample
+from opdbench.diffusion.adapter_files import fetch
 from opdbench.errors import UserError
 from opdbench.evaluation.evaluate import score_in_parts
 from opdbench.leaderboards.numbers.runs import load_runs
 from opdbench.records.rows import Picked, misfit_rows, read_part, write_part, write_samples
 from opdbench.records.run import RunRecord
-from opdbench.records.store import Store
+from opdbench.records.store import Store, shipped
 from opdbench.runs.runner import Runner
 
 PICTURES = [Picked(f"ocr/{k}", 0, "ocr") for k in range(3)]
@@ -107,3 +109,21 @@ def test_no_row_holds_what_is_no_finite_number(value):
     assert misfit_rows(rows(0.5), PICTURES) == ""
     changed = [*rows(0.5)[:2], Sample("ocr/2", 0, "ocr", "", value, 0.5)]
     assert misfit_rows(changed, PICTURES).startswith("has value ")
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_the_adapter_of_a_changed_stage_is_not_evaluated_or_exported(as_file, tmp_path):
+    name = next(path.name for path in (shipped() / "stages").iterdir() if (path / "stage.json").exists())
+    folder = shutil.copytree(shipped() / "stages" / name, tmp_path / name)
+    place = folder / "adapter.safetensors" if as_file else folder
+    assert find_adapter(str(place)) == folder / "adapter.safetensors"
+    content = bytearray((folder / "adapter.safetensors").read_bytes())
+    content[-100] ^= 1
+    (folder / "adapter.safetensors").write_bytes(content)
+    done = opdbench(
+        "eval", "--adapter", place, "--tasks", "ocr", "--limit", "1", "--steps", "1", "--out", tmp_path / "o"
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    for read in (find_adapter, fetch):
+        with pytest.raises(UserError, match=r"has another adapter\.safetensors than was written"):
+            read(str(folder / "adapter.safetensors"))
