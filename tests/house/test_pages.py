@@ -25,7 +25,7 @@ NEW = {"velocity.toml", "velocity.py", "inference.yml"}
 """Names of files that a reader makes, as the examples call them."""
 MADE = ("runs/", "OUT/", "stages/", "evals/", "samples/", "variance-")
 """Where runs keep their files: a page may name these, and a clone has none of them."""
-OTHER_TOOLS = {"--use_fsdp", "--nproc_per_node"}
+OTHER_TOOLS = {"--campaign-seed", "--campaign-seconds", "--campaign-summary", "--use_fsdp", "--nproc_per_node"}
 """Options of the launchers that the pages speak of."""
 PLACEHOLDERS = {r"^NAME$": "opd", r"^G$": "1", r"\$e$": "analytic"}
 """What a reader or a loop fills in, and a value that belongs there."""
