@@ -57,7 +57,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         UserError: the disk is full, or the folder is read-only or gone; what was there before is untouched.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may write the same file now
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)

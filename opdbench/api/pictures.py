@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def sample(
 
 
 def _save(image: Image, path: Path) -> None:
-    partial = path.with_suffix(".partial.png")
+    partial = path.with_suffix(f".{os.getpid()}.partial.png")
     image.save(partial)
     partial.replace(path)
 

@@ -80,6 +80,8 @@ class AdapterSettings:
         if isinstance(targets, list) and not all(isinstance(target, str) for target in targets):
             raise UserError(f"{where} has target_modules {targets!r}; expected names of layers")
         try:
+            for layers in (*(raw.get("rank_pattern") or ()), *(raw.get("alpha_pattern") or ())):
+                re.compile(layers)
             return AdapterSettings(LoraConfig(**{key: raw[key] for key in READ if key in raw}), name)
         except (TypeError, ValueError, re.error) as error:
             raise UserError(f"{where} has settings that PEFT does not take: {error}") from error
@@ -88,8 +90,10 @@ class AdapterSettings:
         """Whether the layer has matrices, by PEFT's own rule."""
         try:
             return bool(check_target_module_exists(self.config, layer))
-        except re.error as error:
-            raise UserError(f"adapter {self.name!r}: target_modules is no regular expression: {error}") from error
+        except (TypeError, ValueError, re.error) as error:
+            raise UserError(
+                f"adapter {self.name!r} has settings that PEFT cannot apply to {layer!r}: {error}"
+            ) from error
 
     def shape(self, layer: str) -> Shape:
         """Rank and scale of a layer: alpha / r, or alpha / sqrt(r) with rsLoRA; patterns overrule the defaults."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from command import opdbench
@@ -127,3 +129,15 @@ def test_the_adapter_of_a_changed_stage_is_not_evaluated_or_exported(as_file, tm
     for read in (find_adapter, fetch):
         with pytest.raises(UserError, match=r"has another adapter\.safetensors than was written"):
             read(str(folder / "adapter.safetensors"))
+
+
+def test_several_processes_write_one_file_at_once(tmp_path):
+    """Whole at every moment, and no process loses the file that it is about to put there."""
+    code = "from opdbench.files import write_bytes; from pathlib import Path; import sys\n"
+    code += "for k in range(400): write_bytes(Path(sys.argv[1]), bytes([k % 256]) * 5000)"
+    writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path / "file"]) for _ in range(4)]
+    while any(writer.poll() is None for writer in writers):
+        content = (tmp_path / "file").read_bytes() if (tmp_path / "file").exists() else b"x" * 5000
+        assert (len(content), len(set(content))) == (5000, 1)
+    assert [writer.returncode for writer in writers] == [0] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
