@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def pytest_terminal_summary(terminalreporter, config):
     parts = [dict(report.user_properties)["campaign"] for report in reports if dict(report.user_properties)]
     if not parts:
         return
-    counts = {name: count for part in parts for name, count in part["counts"].items()}
+    counts = sum((Counter(part["counts"]) for part in parts), Counter())
     wrong = [trouble for part in parts for trouble in part["wrong"]]
     terminalreporter.section("campaign")
     for name, count in sorted(counts.items()):

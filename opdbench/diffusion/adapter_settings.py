@@ -82,7 +82,7 @@ class AdapterSettings:
         try:
             for layers in (*(raw.get("rank_pattern") or ()), *(raw.get("alpha_pattern") or ())):
                 re.compile(layers)
-            return AdapterSettings(LoraConfig(**{key: raw[key] for key in READ if key in raw}), name)
+            return AdapterSettings(LoraConfig(**{key: raw[key] for key in READ if raw.get(key) is not None}), name)
         except (TypeError, ValueError, re.error) as error:
             raise UserError(f"{where} has settings that PEFT does not take: {error}") from error
 

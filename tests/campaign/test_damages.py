@@ -45,8 +45,8 @@ def lost(out, path, content):
     if path.exists() and path.read_bytes() == content:
         return False
     wanted = hashlib.sha256(content).digest()
-    aside = (p for p in out.rglob("*") if p.is_file() and ".damaged-" in str(p.relative_to(out)))
-    return all(hashlib.sha256(p.read_bytes()).digest() != wanted for p in aside)
+    others = (p for p in out.rglob("*") if p.is_file() and p != path)
+    return all(hashlib.sha256(p.read_bytes()).digest() != wanted for p in others)
 
 
 def damage_and_go_on(campaign, kind, out, rng, tally, check_lost=True):

@@ -79,6 +79,13 @@ def test_weights_are_those_of_plain_peft(case, as_file, model, tmp_path):
         torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_a_setting_of_null_is_one_that_is_absent(model, tmp_path):
+    """PEFT itself ends with a traceback."""
+    absent = by_us(model.base, write_peft(tmp_path / "absent", matrices(model.base)))
+    null = write_peft(tmp_path / "null", matrices(model.base), rank_pattern=None, alpha_pattern=None)
+    assert all(torch.equal(weight, absent[name]) for name, weight in by_us(model.base, null).items())
+
+
 def test_blocks_of_a_pattern_are_those_of_peft(model, tmp_path):
     tensors = matrices(model.base, only="transformer_blocks.0.")
     settings = {"layers_to_transform": [0], "layers_pattern": "transformer_blocks"}

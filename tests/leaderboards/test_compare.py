@@ -258,6 +258,16 @@ def test_unlike_keys_are_refused_by_name(change, part, tmp_path):
         compare(load_runs([next(tmp_path.glob("a-*")), other]))
 
 
+@pytest.mark.parametrize("change", [("@1", "@2"), ("]", ", odd 1 aaaa]")], ids=["version", "plug-in's code"])
+def test_two_versions_of_a_judge_share_no_column(change, tmp_path):
+    first, second = load_runs([make_run(tmp_path, name, 0) for name in "ab"])
+    policies = tuple(
+        replace(p, cells=tuple(replace(c, key=c.key.replace(*change)) for c in p.cells)) for p in second.record.policies
+    )
+    with pytest.raises(UserError, match=r"cannot compare .* evaluator '"):
+        compare([first, replace(second, record=replace(second.record, policies=policies))])
+
+
 def test_many_rows_are_compared_in_seconds(tmp_path):
     """20 runs of 2,000 rows in three times their share of the 10 s that 1,000 such runs may take, on one core."""
     world = World(learnt=("ocr",), held_out=(), prompts=1000, taught=False)
