@@ -79,6 +79,14 @@ def test_weights_are_those_of_plain_peft(case, as_file, model, tmp_path):
         torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_settings_beside_a_peft_file_count_whatever_its_tensors_are_called(model, tmp_path):
+    expected = by_us(model.base, write_peft(tmp_path / "peft", matrices(model.base)))
+    folder = write_peft(tmp_path / "names", matrices(model.base))
+    save_file(layout(matrices(model.base)), folder / WEIGHTS)
+    found = by_us(model.base, folder / WEIGHTS)
+    assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
+
+
 def test_a_setting_of_null_is_one_that_is_absent(model, tmp_path):
     """PEFT itself ends with a traceback."""
     absent = by_us(model.base, write_peft(tmp_path / "absent", matrices(model.base)))
