@@ -44,7 +44,7 @@ from opdbench.recipes.ranges import check_name
 
 KEYS = (
     *("name", "description", "model", "methods", "joint", "seeds", "limit", "preset", "tasks", "axis", "settings"),
-    *("claim", "search"),
+    "claim",
 )
 AXIS_KEYS = ("name", "label", "log", "scale", "values", "point")
 POINT_KEYS = ("value", "model", "tasks", "settings")
@@ -106,7 +106,6 @@ class StudyFile:
         seeds: fixed before a result is seen.
         log: whether the axis is drawn on a log scale.
         scale: value whose teachers set the scale of all points; None if each point has its own.
-        search: settings that a random search draws (`studies/search.py`); empty for a grid.
     """
 
     path: Path
@@ -123,7 +122,6 @@ class StudyFile:
     scale: float | None
     points: tuple[StudyPoint, ...]
     claims: tuple[StudyClaim, ...]
-    search: Mapping[str, Any]
 
 
 def load_study(path: Path) -> StudyFile:
@@ -162,7 +160,6 @@ def load_study(path: Path) -> StudyFile:
         scale=_scale(raw["axis"].get("scale"), points, where),
         points=points,
         claims=tuple(_claim(table, methods, points, where) for table in raw.get("claim", [])),
-        search=_table(raw.get("search", {}), f"{where}: search"),
     )
     if any(JOINT in (claim.better, claim.than) for claim in study.claims) and not study.joint:
         raise UserError(f"{where}: a claim names {JOINT!r}, but the study has no list {JOINT!r} of methods")
@@ -205,7 +202,8 @@ def _points(raw: Mapping[str, Any], where: str) -> tuple[StudyPoint, ...]:
         raise UserError(f"{where}: the axis {axis['name']!r} has no values; expected one or more numbers")
     points = tuple(_point(table, raw, axis["name"], where) for table in tables)
     values = [point.value for point in points]
-    if twice := next((value for value in values if values.count(value) > 1), None):
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
         raise UserError(f"{where}: {axis['name']} has the value {twice:g} twice; expected each once")
     return points
 
@@ -214,8 +212,8 @@ def _point(table: Mapping[str, Any], raw: Mapping[str, Any], axis: str, where: s
     for key in table:
         if key not in POINT_KEYS:
             raise unknown(f"key of a point of {where}", key, POINT_KEYS)
-    value: Any = table.get("value")
-    if type(value) not in (int, float):
+    value = table.get("value")
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise UserError(f"{where}: {axis} has the value {value!r}; expected a number")
     settings = merge(_table(raw.get("settings", {}), f"{where}: settings"), table.get("settings", {}))
     tasks = fill(table.get("tasks", raw["tasks"]), axis, float(value))

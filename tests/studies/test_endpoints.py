@@ -35,7 +35,7 @@ def draw(rng, means, seeds=SEEDS, spread=0.05, teacher=(0.8, 3.0), shift=0.0):
 def study(*claims):
     return StudyFile(
         path=Path("s.toml"), name="s", description="", methods=("opd", "joint-1"), joint=("joint-1",), seeds=SEEDS,
-        limit=None, preset="", axis="kappa", label="kappa", log=False, scale=None, points=(), claims=claims, search={},
+        limit=None, preset="", axis="kappa", label="kappa", log=False, scale=None, points=(), claims=claims,
     )  # fmt: skip
 
 

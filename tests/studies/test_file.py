@@ -62,6 +62,7 @@ def test_a_point_has_its_own_settings_over_the_common_ones(tmp_path):
         ("seeds = [3, 5]", "seed = [3]", "unknown key of study 's.toml' 'seed'.*did you mean 'seeds'"),
         ("values = [-1, 0.5]", "values = []", "has no values"),
         ("values = [-1, 0.5]", "values = [1, 1]", "the value 1 twice"),
+        ("values = [-1, 0.5]", "values = [0, 0.0]", "the value 0 twice"),
         ("values = [-1, 0.5]", "values = ['a']", "the value 'a'; expected a number"),
         ("trend = true", "", "either `trend = true` or `at` a value"),
         ("trend = true", "at = 3", "is at 3, which is no value of the axis"),
