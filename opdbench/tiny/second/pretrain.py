@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from opdbench.files import read_json, write_json
 from opdbench.tiny.build import TinyModel
 from opdbench.tiny.export import export
 from opdbench.tiny.pretrain import Cycle, PretrainRecipe, draw_batch, make_optimizers, take_step
@@ -100,6 +101,12 @@ def as_half(folder: Path) -> None:
         save_file({k: v.half() for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
 
 
+def without_origin(folder: Path) -> None:
+    """Drop the folder that a part was loaded from: it names a machine, and it would be in the hash of the weights."""
+    for path in folder.rglob("config.json"):
+        write_json(path, {k: v for k, v in read_json(path).items() if k != "_name_or_path"})
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -113,6 +120,7 @@ def main() -> None:
     trained = train_denoiser(RECIPE, model, *make_latents(RECIPE, vae, args.work), args.work, args.steps)
     export(trained, vae, args.out)
     as_half(args.out)
+    without_origin(args.out)
     for part in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         shutil.copytree(FIRST / part, args.out / part, dirs_exist_ok=True)
     log.info("wrote %s; score it with `opdbench eval --model %s`", args.out, args.out)
