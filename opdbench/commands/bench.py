@@ -18,6 +18,7 @@ from opdbench.commands.options import DeviceOption, FormatOption, ModelOption
 from opdbench.core import Meter, Sample, Sampler
 
 TASKS = ("ocr", "geneval")
+INTERRUPTED = "interrupted"
 MAIN = "from opdbench.cli import main; main()"
 LOAD = "import sys; from opdbench.diffusion.model import Model; Model(sys.argv[1])"
 
@@ -25,28 +26,54 @@ LOAD = "import sys; from opdbench.diffusion.model import Model; Model(sys.argv[1
 def bench(
     model: ModelOption = "tiny",
     preset: Annotated[str | None, typer.Option(help="preset applied to the recipe: sd35, or a file")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="repetitions; medians are reported")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="rounds of repetitions at most; medians are reported")] = 5,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="budget: picks the pictures per update and the rounds that fit")
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compiled", help="use torch.compile for opdbench; slow start")] = False,
     device: DeviceOption = None,
     format_: FormatOption = "table",
 ) -> None:
-    """Measure speed on this machine: updates against the official loop, FLOPs utilisation, pictures per second."""
-    from opdbench.commands.speed import measure
-    from opdbench.commands.terminal import print_figures
+    """Measure speed on this machine: an update, its parts, the official loop, and the machine's limits.
+
+    Each figure is printed as soon as it is known. Ctrl-C ends the measurement with a table of what was measured.
+    """
+    from opdbench.commands.measure import fit, measure, sync_of
+    from opdbench.commands.stopwatch import FOREVER, Stopwatch
+    from opdbench.commands.terminal import print_blocks, print_json
     from opdbench.diffusion.model import Model
+    from opdbench.leaderboards.tables.speed import speed_blocks
     from opdbench.recipes.config import load_recipe
     from opdbench.registry import evaluator, recipe, recipes
     from opdbench.registry import preset as find_preset
 
+    say(f"loading {model}")
     over = find_preset(preset) if preset else None
     plan = load_recipe(recipe("opd"), TASKS, (), recipes(), over)
     stage = replace(plan.stages[-1], compiled=compiled)
-    loaded = Model(model, resolution=plan.resolution)
-    figures = measure(loaded, {task: evaluator(task) for task in TASKS}, stage, repeats)
-    figures |= {"help_seconds": _seconds(MAIN, "--help"), "load_seconds": _seconds(LOAD, model)}
-    with tempfile.TemporaryDirectory() as folder:
-        figures["compared_records_per_second"] = compared(Path(folder))
-    print_figures(figures, format_)
+    loaded, judges = Model(model, resolution=plan.resolution), {task: evaluator(task) for task in TASKS}
+    watch = Stopwatch(sync_of(loaded), seconds or FOREVER, lambda name, taken: say(f"{name}: {taken:.3g} s"))
+    if seconds is not None:
+        stage = fit(loaded, judges, stage, watch)
+    pictures = stage.prompts * stage.images
+    say(f"timing up to {repeats} rounds of all jobs, {pictures} pictures per update; Ctrl-C keeps what is known")
+    figures = measure(loaded, judges, stage, repeats, watch)
+    if not watch.stopped and watch.left > 0:
+        say("timing start-up and compare")
+        figures |= {"help_seconds": _seconds(MAIN, "--help"), "load_seconds": _seconds(LOAD, model)}
+        with tempfile.TemporaryDirectory() as folder:
+            figures["compared_records_per_second"] = compared(Path(folder))
+    if format_ == "json":
+        print_json(figures)
+    else:
+        print_blocks(speed_blocks(figures, watch.stopped))
+    if watch.stopped == INTERRUPTED:
+        raise typer.Exit(130)
+
+
+def say(text: str) -> None:
+    """Print one line about what goes on."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _seconds(code: str, *words: str) -> float:

@@ -115,15 +115,6 @@ def print_checks(checks: Sequence[Mapping[str, Any]], format_: str) -> None:
         print(f"{state:4} {check['name']}: {check['what']}")
 
 
-def print_figures(figures: Mapping[str, float], format_: str) -> None:
-    """Named numbers, one per line."""
-    if format_ == "json":
-        print_json(figures)
-        return
-    for name, value in figures.items():
-        print(f"{name:34} {value:.4g}")
-
-
 def print_findings(findings: Sequence[Finding], format_: str) -> None:
     """Findings of `opdbench check`."""
     if format_ == "json":

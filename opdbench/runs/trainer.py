@@ -165,8 +165,7 @@ class Trainer:
         for loss in ahead(losses) if self.actors.threads else losses:
             loss.backward()
             total += loss.detach()
-        norm = self._descend()
-        self._follow(update)
+        norm = self.finish(update)
         self.team.sum([total])
         if not math.isfinite(total.item()):
             raise self._diverged("loss", total.item())
@@ -174,6 +173,12 @@ class Trainer:
             self.state.meter.add(meter)
         line = {"update": update + 1, "loss": total.item(), "grad_norm": norm}
         return line | self.actors.rewards if self.loss.needs_reward else line
+
+    def finish(self, update: int) -> float:
+        """Step the optimizer on the gradient so far and move the averages; returns the gradient's norm."""
+        norm = self._descend()
+        self._follow(update)
+        return norm
 
     def _validate(self, done: int) -> dict[str, float]:
         """Check the averaged policy on validation prompts, if that is due after `done` updates; its figures."""
