@@ -78,6 +78,7 @@ def totals(runs: Sequence[PlannedRun]) -> dict[str, int]:
 def print_plans(runners: Sequence[Runner], format_: str) -> None:
     """A line per stage of one run, or per method of several, and totals; or everything as JSON."""
     from opdbench.diffusion.sources import TINY
+    from opdbench.runs.forecast import HOUR, known_rate
     from opdbench.runs.memory import describe
 
     runs = [plan_of(runner) for runner in runners]
@@ -86,6 +87,12 @@ def print_plans(runners: Sequence[Runner], format_: str) -> None:
         return
     if len(runs) > 1:
         print("\n".join(_lines(runs)))
+        spec = runners[0].spec
+        if rate := known_rate(spec.out, spec.config.model):
+            hours = totals(runs)["to_train"] / rate / HOUR
+            print(
+                f"about {hours:.1f} h of training by one process, at {rate:,.0f} forwards per second (finished stages)"
+            )
         return
     (run,), (runner,) = runs, runners
     for stage in run.stages:

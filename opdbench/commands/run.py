@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from opdbench.recipes.config import Recipe
     from opdbench.records.run import Run
     from opdbench.runs.job_graph import Backend
+    from opdbench.runs.spec import RunSpec
 
 MAIN_TASKS, ALL_TASKS = "ocr,geneval", "ocr,geneval,preference"
 METHOD_HELP = "methods, comma-separated, or all; `opdbench list` shows them; default opd"
@@ -95,9 +97,19 @@ def run(
     if dry_run:
         print_plans(runners, format_)
         return
+    if join().leads and not quiet:
+        _announce(specs, out)
     runs = run_all(runners, jobs, given, work)
     if join().leads:
         _show(runs, format_)
+
+
+def _announce(specs: Sequence[RunSpec], out: Path) -> None:
+    """Say what long work will take."""
+    from opdbench.runs.forecast import forecast
+
+    if line := forecast(specs, out):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _recipes(

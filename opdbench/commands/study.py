@@ -67,13 +67,13 @@ def _print_plan(study: StudyFile, runs: Sequence[StudyRun], out: Path, rate: flo
     """A line per point with its runs, stages, forwards and hours, and the total; shared work counts once."""
     from opdbench.commands.terminal import print_json
     from opdbench.records.store import Store, shipped
-    from opdbench.studies.cost import measured_rate, study_cost
+    from opdbench.runs.forecast import known_rate, open_cost
 
     store = Store(out, (shipped(),))
-    rate = rate or measured_rate(out)
-    total = study_cost(runs, store)
+    rate = rate or known_rate(out, study.points[0].model)
+    total = open_cost([run.spec for run in runs], store)
     points = {
-        point.value: study_cost([run for run in runs if run.value == point.value], store) for point in study.points
+        point.value: open_cost([run.spec for run in runs if run.value == point.value], store) for point in study.points
     }
     if format_ == "json":
         costs = {f"{value:g}": asdict(cost) for value, cost in points.items()}
