@@ -95,8 +95,8 @@ FAULTS = (
     Fault(
         "training ends after 5 updates",
         "opdbench/runs/trainer.py",
-        "range(self.state.update, self.stage.updates)",
-        "range(self.state.update, min(5, self.stage.updates))",
+        "< last_update(self.stage, self.state.plateau):",
+        "< min(5, last_update(self.stage, self.state.plateau)):",
     ),
 )
 

@@ -145,7 +145,7 @@ def test_version_short_help_and_completion():
     import opdbench as package
 
     assert opdbench("--version").stdout == f"opdbench {package.__version__}\n"
-    assert "maximum test prompts per task" in " ".join(opdbench("run", "-h").stdout.split())
+    assert "maximum test prompts per task" in " ".join(opdbench("run", "-h").stdout.replace("│", " ").split())
     asked = {"_OPDBENCH_COMPLETE": "complete_bash", "COMP_WORDS": "opdbench ge", "COMP_CWORD": "1"}
     program = Path(sys.executable).with_name("opdbench")
     done = subprocess.run([program], env={**os.environ, **asked}, capture_output=True, text=True)

@@ -82,7 +82,7 @@ def test_another_runs_record_in_this_folder_is_not_believed(tmp_path):
     folder, other = make_runs(tmp_path, ["opd", "sft"], 1, World())
     runner = object.__new__(Runner)
     runner.folder, runner.console = folder, KeptNotes()
-    runner.spec = type("Spec", (), {"digest": RunRecord.load(folder).digest, "fresh": False})
+    runner.spec = type("Spec", (), {"digest": RunRecord.load(folder).digest, "fresh": False, "repeats": False})
     assert runner.finished() is not None
     shutil.copytree(other, folder, dirs_exist_ok=True)
     assert runner.finished() is None
