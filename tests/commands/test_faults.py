@@ -42,7 +42,9 @@ def test_a_plan_of_many_runs_is_short_honours_json_and_writes_nothing(tmp_path):
     args = ["run", "--method", "opd,opd-sde,base", "--seeds", "0-1", "--dry-run", "--out", tmp_path / "runs"]
     text = opdbench(*args)
     assert text.returncode == 0, text.stderr
-    assert len(text.stdout.splitlines()) == 1 + 3 + 3
+    # A line of names, one per method, three of totals, and the hours at the rate of the stages that ship.
+    assert len(text.stdout.splitlines()) == 1 + 3 + 3 + 1
+    assert text.stdout.splitlines()[-1].endswith("forwards per second (finished stages)")
     plan = json.loads(opdbench(*args, "--format", "json").stdout)
     assert [(run["method"], run["seed"]) for run in plan["runs"]] == [
         (method, seed) for seed in (0, 1) for method in ("opd", "opd-sde", "base")
