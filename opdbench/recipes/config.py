@@ -17,6 +17,8 @@ from opdbench.recipes.ranges import RESERVED, check_name, check_number
 AUTO = "auto"
 """Value of `precision` and `compiled` that a measurement replaces before a stage is named."""
 PRECISIONS, COMPILED = ("fp32", "bf16"), ("graphs",)
+OWN_SEED = -1
+"""Value of a stage's `seed` for that of its run."""
 BEFORE = "{before}"
 RELEASED = "released"
 """Loss of a stage that is not trained: its adapter was given (`released.py`)."""
@@ -58,6 +60,7 @@ class Stage:
             the adapter and its optimizer are fp32 in any case, and so are evaluations on a CPU.
         compiled: whether student and teachers go through `torch.compile`: a minute at the start, then faster updates;
             `graphs` captures CUDA graphs too, and `auto` is settled as for `precision`.
+        seed: of everything that it draws, if all seeds of a run are to share one stage; -1 is the run's own.
         options: fields of the loss.
     """
 
@@ -89,6 +92,7 @@ class Stage:
     precision: str = ""
     compiled: bool | str = False
     rewards: tuple[tuple[str, float], ...] = ()
+    seed: int = OWN_SEED
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -153,6 +157,10 @@ class RunConfig:
     limit: int | None = None
     suite: str = "main"
     evaluated: tuple[str, ...] = ()
+
+    def seed_of(self, stage: Stage) -> int:
+        """The seed that a stage draws with."""
+        return self.seed if stage.seed == OWN_SEED else stage.seed
 
 
 def load_recipe(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from opdbench.diffusion.sources import TINY
 from opdbench.errors import UserError
-from opdbench.recipes.config import RELEASED, Recipe, RunConfig, Stage
+from opdbench.recipes.config import OWN_SEED, RELEASED, Recipe, RunConfig, Stage
 from opdbench.records.digest import FORMAT, digest
 from opdbench.registry import judge_group, plugin_version, suite
 
@@ -53,7 +53,9 @@ def stage_digests(config: RunConfig, weights: str, plugins: Mapping[str, str] | 
                 raise UserError(f"stage {stage.name!r} needs {name!r}; expected one before it: {', '.join(known)}")
             needs.append(known[name])
         own = (_plugins_of_stage(config, stage, plugins) if plugins else {}) | _settings_of_stage(config, stage)
-        digests[stage.name] = digest([FORMAT, stage, config.seed, weights, needs, *([own] if own else [])])
+        # A stage with a seed of its own is the stage that a run of that seed has.
+        unseeded, seed = replace(stage, seed=OWN_SEED), config.seed_of(stage)
+        digests[stage.name] = digest([FORMAT, unseeded, seed, weights, needs, *([own] if own else [])])
     return digests
 
 

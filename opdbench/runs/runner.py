@@ -248,10 +248,8 @@ class Runner:
         folder = self.store.stage(self.spec.stages[stage.name])
         teachers = self.teachers(stage, finished)
         start = adapters.mean([finished[name].adapter for name in stage.starts]) if stage.starts else None
-        model = self.model.at(stage.precision)
-        trainer = Trainer(
-            stage, self.config.seed, model, self.evaluators, teachers, folder, start, self.team, self._note
-        )
+        model, seed = self.model.at(stage.precision), self.config.seed_of(stage)
+        trainer = Trainer(stage, seed, model, self.evaluators, teachers, folder, start, self.team, self._note)
         if trainer.state.update:
             self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")
         adapter = trainer.run(lambda line: self.console.progress(stage.name, line["update"], stage.updates, line))
@@ -279,7 +277,8 @@ class Runner:
         digest = self.spec.stages[stage.name]
         folder = self.store.stage(digest)
         adapter.save(folder / "adapter.safetensors")
-        about = {"stage": asdict(stage), "seed": self.config.seed, "model": self.spec.weights, "digest": digest}
+        drawn = {"stage": asdict(stage), "seed": self.config.seed_of(stage)}
+        about = {**drawn, "model": self.spec.weights, "digest": digest}
         source = {"place": origin} if origin else {}
         self.store.keep_stage(digest, {**about, **source, "meter": asdict(meter)})
 

@@ -26,6 +26,24 @@ def test_a_stage_cannot_start_from_the_base_and_starts_are_in_its_digest(tmp_pat
             digests(init)
 
 
+def test_a_stage_with_a_seed_of_its_own_is_one_stage_for_all_runs(tmp_path):
+    path = tmp_path / "x.toml"
+
+    def digests(run_seed, own):
+        path.write_text(
+            f"[[stage]]\nname = 'start'\nloss = 'nft'\n{own}\n[[stage]]\nname = 'a'\nloss = 'nft'\ninit = 'start'"
+        )
+        return stage_digests(RunConfig(load_recipe(path, ("ocr",)), ("ocr",), "tiny", run_seed), "weights")
+
+    plain = {seed: digests(seed, "") for seed in (0, 1)}
+    fixed = {seed: digests(seed, "seed = 0") for seed in (0, 1)}
+    assert plain[0]["start"] != plain[1]["start"]
+    assert fixed[0]["start"] == fixed[1]["start"] == plain[0]["start"]
+    assert fixed[0]["a"] != fixed[1]["a"]
+    with pytest.raises(UserError, match="seed is -2; expected at least -1"):
+        digests(0, "seed = -2")
+
+
 class _StopError(Exception):
     pass
 
