@@ -19,7 +19,9 @@ def check(
     runs: RunsOption = RUNS,
     only: Annotated[list[str] | None, typer.Option(help="layer to check; repeatable; all layers by default")] = None,
     references: Annotated[Path | None, typer.Option(help="reference values; the package's by default")] = None,
-    claims: Annotated[Path | None, typer.Option(help="TOML file of claims; the package's by default")] = None,
+    claims: Annotated[
+        Path | None, typer.Option(help="TOML file of claims, or of a study; the package's by default")
+    ] = None,
     record: Annotated[bool, typer.Option("--record", help="write reference values from the runs")] = False,
     junit: Annotated[Path | None, typer.Option(help="also write the findings to this file, as JUnit XML")] = None,
     format_: Annotated[
@@ -27,16 +29,18 @@ def check(
     ] = "table",
 ) -> None:
     """Compare runs with reference values. Exit code: 0 reproduced, 1 diverged, 3 inconclusive, 4 not comparable."""
+    from opdbench.commands.study_points import StudyFindings, judge_studies
     from opdbench.commands.terminal import print_findings
     from opdbench.environment import environment
     from opdbench.files import write_text
     from opdbench.leaderboards.check import check as checks
     from opdbench.leaderboards.check import ci
-    from opdbench.leaderboards.check.claims import load_claims
+    from opdbench.leaderboards.check.claims import ClaimFile, load_claims
     from opdbench.leaderboards.check.reference import default_path
     from opdbench.leaderboards.check.verdict import exit_code
     from opdbench.leaderboards.numbers.runs import load_runs
     from opdbench.leaderboards.tables.variance import load_studies
+    from opdbench.studies.file import is_study
 
     for layer in only or ():
         if layer not in checks.LAYERS:
@@ -51,7 +55,15 @@ def check(
         print(f"{path}: {sum(len(group.cells) for group in written.groups)} cells, {len(written.figures)} figures")
         return
     layers = [*(only or ()), *(["claims"] if claims and only is None else ())]
-    findings = checks.check(loaded, path, layers, environment(), load_claims(claims), load_studies(runs))
+    stated = claims if claims and is_study(claims) else None
+    studied = StudyFindings()
+    if "claims" in (layers or checks.LAYERS) and (stated or not claims):
+        studied = judge_studies(stated, loaded, runs)
+    others = [run for run in loaded if run.record.digest not in studied.digests]
+    # The package's claims are about its leaderboard: a folder with nothing but a study does not lack their runs.
+    family = ClaimFile((), ()) if stated or (studied.findings and not others) else load_claims(claims)
+    findings = checks.check(others, path, layers, environment(), family, load_studies(runs))
+    findings += studied.findings
     if junit:
         write_text(junit, ci.junit(findings))
     if format_ == "github":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,9 +15,6 @@ from opdbench.errors import UserError
 from opdbench.files import check_writable, write_text
 
 if TYPE_CHECKING:
-    from opdbench.leaderboards.numbers.crossed import TaskPictures
-    from opdbench.leaderboards.numbers.endpoints import PointScores
-    from opdbench.records.run import PolicyResult, Run
     from opdbench.studies.file import StudyFile
     from opdbench.studies.grid import StudyRun
 
@@ -38,6 +35,7 @@ def study(
     report: Annotated[bool, typer.Option("--report", help="train nothing; report the points that are whole")] = False,
     rate: Annotated[float | None, typer.Option(min=0.001, help=RATE_HELP)] = None,
     to: Annotated[Path | None, typer.Option(help="folder for figure and table; default: OUT/studies/NAME")] = None,
+    keep: Annotated[Path | None, typer.Option(help="also copy records and rows, compressed, to this folder")] = None,
     device: DeviceOption = None,
     format_: FormatOption = "table",
 ) -> None:
@@ -49,6 +47,8 @@ def study(
     loaded = load_study(file)
     if dry_run and report:
         raise UserError("--dry-run and --report each train nothing; give one of them")
+    if keep and keep.resolve() == out.resolve():
+        raise UserError(f"--keep {str(keep)!r} is the folder of the runs; name another one")
     if not dry_run:
         check_writable(to or out)
     runs = study_runs(loaded, out, command_line(), parse_seeds(seeds) if seeds else ())
@@ -61,6 +61,8 @@ def study(
 
         run_all(make_runners([run.spec for run in runs], None), jobs, {}, work)
     _report(loaded, runs, out, to or out / "studies" / loaded.name, format_)
+    if keep:
+        _keep(runs, out, keep)
 
 
 def _print_plan(study: StudyFile, runs: Sequence[StudyRun], out: Path, rate: float | None, format_: str) -> None:
@@ -94,6 +96,7 @@ def _print_plan(study: StudyFile, runs: Sequence[StudyRun], out: Path, rate: flo
 
 def _report(study: StudyFile, runs: Sequence[StudyRun], out: Path, folder: Path, format_: str) -> None:
     """Figure, table and verdicts of the points that are whole: every method on every seed."""
+    from opdbench.commands.study_points import finished_runs, scored_pictures, total_forwards, whole_points
     from opdbench.commands.terminal import print_blocks, print_json
     from opdbench.leaderboards.check.study import judge_study, paragraph
     from opdbench.leaderboards.plots.study import study_figure
@@ -101,12 +104,15 @@ def _report(study: StudyFile, runs: Sequence[StudyRun], out: Path, folder: Path,
     from opdbench.leaderboards.tables.formats import markdown
     from opdbench.leaderboards.tables.study import study_block, study_cells
 
-    finished = _finished(runs, out)
-    points = _whole_points(study, runs, finished)
+    finished = finished_runs(runs, out)
+    points = whole_points(study, runs, finished)
     if not points:
         raise UserError(f"study {study.name!r} has no whole point in {str(out)!r}; the same command goes on")
     cells = study_cells(
-        study, points, _forwards(points, finished, study.methods), _pictures(points, finished, study.methods)
+        study,
+        points,
+        total_forwards(points, finished, study.methods),
+        scored_pictures(points, finished, study.methods),
     )
     findings = judge_study(study, points)
     block, text = study_block(study, cells, points[0].seeds), paragraph(findings)
@@ -120,80 +126,17 @@ def _report(study: StudyFile, runs: Sequence[StudyRun], out: Path, folder: Path,
     print("\n".join(line for line in (text, *map(str, written), str(folder / f"{study.name}.md")) if line))
 
 
-RunsByPoint = dict[float, dict[str, dict[int, "Run"]]]
+def _keep(runs: Sequence[StudyRun], out: Path, folder: Path) -> None:
+    """Copy what a claim can be checked with: each run's record and the rows of its pictures."""
+    from opdbench.commands.study_points import finished_runs
+    from opdbench.records.packed import keep_evidence
 
-
-def _finished(runs: Sequence[StudyRun], out: Path) -> RunsByPoint:
-    """The finished runs of a study by value, method and seed, wherever in the folder their records lie."""
-    from opdbench.leaderboards.numbers.runs import load_runs
-
-    digests = {run.spec.digest for run in runs}
-    known = {
-        run.record.digest: run
-        for run in load_runs(sorted(path.parent for path in out.glob("*/record.json")))
-        if run.record.digest in digests
-    }
-    finished: RunsByPoint = {}
-    for run in runs:
-        by_seed = finished.setdefault(run.value, {}).setdefault(run.method, {})
-        if run.spec.digest in known:
-            by_seed[run.seed] = known[run.spec.digest]
-    return finished
-
-
-def _whole_points(study: StudyFile, runs: Sequence[StudyRun], finished: RunsByPoint) -> list[PointScores]:
-    from opdbench.leaderboards.numbers.endpoints import point_scores
-
-    seeds = tuple(dict.fromkeys(run.seed for run in runs))
-    scores = [point_scores(point.value, point.names, seeds, finished[point.value]) for point in study.points]
-    whole = [point for point in scores if point is not None]
-    if study.scale is None:
-        return whole
-    reference = next((point for point in whole if point.value == study.scale), None)
-    return [replace(point, reference=reference) for point in whole] if reference else []
-
-
-def _forwards(
-    points: Sequence[PointScores], finished: RunsByPoint, methods: Sequence[str]
-) -> dict[tuple[float, str], int]:
-    """Mean total cost of each method at each point."""
-    from opdbench.leaderboards.numbers.cost import cost, mean_cost
-
-    return {
-        (point.value, method): mean_cost([cost(run.record) for run in finished[point.value][method].values()]).total
-        for point in points
-        for method in methods
-    }
-
-
-def _pictures(
-    points: Sequence[PointScores], finished: RunsByPoint, methods: Sequence[str]
-) -> dict[tuple[float, str], list[TaskPictures]]:
-    """Scores of pictures by value and method, where every run of the point has its rows."""
-    from opdbench.leaderboards.numbers.crossed import row_files
-    from opdbench.studies.grid import START
-
-    pictures = {}
-    for point in points:
-        runs = finished[point.value]
-        origins = [runs[START][seed] for seed in point.seeds] if START in runs else []
-        with_teachers = next((m for m in methods if any(p.role == "teacher" for p in _policies(runs[m]))), methods[0])
-        teachers = [runs[with_teachers][seed] for seed in point.seeds]
-        for method in methods if origins else ():
-            own = [runs[method][seed] for seed in point.seeds]
-            files = [row_files(own, origins, teachers, task, _sign(own[0], task)) for task in point.tasks]
-            read = [rows.read() if rows else None for rows in files]
-            if all(read):
-                pictures[point.value, method] = [scores for scores in read if scores]
-    return pictures
-
-
-def _policies(runs: dict[int, Run]) -> Sequence[PolicyResult]:
-    """The policies of the first seed."""
-    return next(iter(runs.values())).record.policies
-
-
-def _sign(run: Run, task: str) -> float:
-    """-1 for a task where less is better."""
-    cells = [cell for policy in run.record.policies for cell in policy.cells if cell.task == task]
-    return 1.0 if all(cell.higher_is_better for cell in cells) else -1.0
+    kept = [
+        run.folder
+        for by_method in finished_runs(runs, out).values()
+        for by_seed in by_method.values()
+        for run in by_seed.values()
+    ]
+    for run in sorted(set(kept)):
+        keep_evidence(run, folder / run.name)
+    print(f"{folder}: records and rows of {len(set(kept))} runs")

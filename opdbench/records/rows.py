@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from opdbench.core import Sample
 from opdbench.errors import UserError
 from opdbench.files import write_bytes, write_text
+from opdbench.records.packed import PACKED, unpack
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,9 +35,13 @@ def _lines(path: Path, samples: Iterable[Sample], extra: Mapping[str, Any] | Non
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of `write_samples` as dictionaries. All lines are parsed at once, since comparisons read millions."""
+    """Rows of `write_samples` as dictionaries, compressed or not.
+
+    All lines are parsed at once, since comparisons read millions.
+    """
     try:
-        rows: list[dict[str, Any]] = json.loads(f"[{path.read_text(encoding='utf-8').strip().replace(chr(10), ',')}]")
+        text = (unpack(path) if path.suffix == PACKED else path.read_bytes()).decode("utf-8")
+        rows: list[dict[str, Any]] = json.loads(f"[{text.strip().replace(chr(10), ',')}]")
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     if not all(isinstance(row, dict) for row in rows):

@@ -10,6 +10,7 @@ from typing import Any
 from opdbench.core import Estimate, Meter
 from opdbench.errors import UserError
 from opdbench.files import check_schema, checksums, misfit, read_sealed, write_sealed
+from opdbench.records.packed import PACKED, packed_misfit
 from opdbench.records.rows import Shot, read_shots
 
 SCHEMA = 2
@@ -185,12 +186,18 @@ class Run:
         return next((p for p in reversed(self.record.policies) if p.role == "student"), None)
 
     def samples(self, policy: str, task: str) -> Path:
-        """File of a policy's rows on a task.
+        """File of a policy's rows on a task; the compressed one where only that was kept.
 
         Raises:
             UserError: it is there, but is not the one that the record was written with.
         """
-        return self._checked(f"samples/{policy}-{task}.jsonl")
+        name = f"samples/{policy}-{task}.jsonl"
+        packed = self.folder / f"{name}{PACKED}"
+        if not packed.exists() or (self.folder / name).exists():
+            return self._checked(name)
+        if name in self.record.files and (damage := packed_misfit(packed, self.record.files[name])):
+            raise UserError(f"run {str(self.folder)!r} {damage}; restore it from where it was copied")
+        return packed
 
     def shots(self) -> list[tuple[Shot, Path]]:
         """The kept pictures; the same error if one was changed."""

@@ -35,6 +35,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,19 @@ def load_study(path: Path) -> StudyFile:
     if (count := len(points) * len(methods) * len(study.seeds)) > MOST_RUNS:
         raise UserError(f"{where} has {count:,} runs; expected {MOST_RUNS:,} at most")
     return study
+
+
+def is_study(path: Path) -> bool:
+    """Whether a file that can be read has the axis of a study."""
+    try:
+        return "axis" in parse_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def shipped_studies() -> tuple[Path, ...]:
+    """The studies that come with the package."""
+    return tuple(sorted(Path(str(files("opdbench.leaderboards.studies"))).glob("*.toml")))
 
 
 def fill(value: Any, name: str, at: float) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -106,6 +107,31 @@ def test_a_record_elsewhere_is_found_and_a_lost_one_costs_its_point(folder, tmp_
     shown = json.loads(done.stdout)
     assert {cell["value"] for cell in shown["cells"]} == {1.0}
     assert [claim["verdict"] for claim in shown["claims"]] == ["inconclusive"]
+
+
+def test_kept_records_and_packed_rows_say_the_same_to_study_and_check(folder, tmp_path):
+    """Also with rows that were changed, which must not be used."""
+    kept = tmp_path / "kept"
+    first = opdbench(
+        "study", folder / "s.toml", "--report", "--out", folder / "runs", "--keep", kept, "--to", tmp_path / "a"
+    )
+    assert first.returncode == 0, first.stderr
+    assert len(list(kept.glob("*/record.json"))) == 6
+    again = opdbench("study", folder / "s.toml", "--report", "--out", kept, "--to", tmp_path / "b")
+    assert (tmp_path / "a/small.md").read_text() == (tmp_path / "b/small.md").read_text(), again.stderr
+    judged = opdbench("check", "--claims", folder / "s.toml", "--runs", kept, "--format", "json")
+    assert judged.returncode == 3, judged.stderr
+    assert [(f["layer"], f["subject"], f["verdict"]) for f in json.loads(judged.stdout)] == [
+        ("study", "OPD gains", "inconclusive")
+    ]
+    rows = sorted(kept.glob("opd*/samples/student-a.jsonl.gz"))[0]
+    rows.write_bytes(gzip.compress(gzip.decompress(rows.read_bytes()).replace(b":", b": ")))
+    changed = opdbench("study", folder / "s.toml", "--report", "--out", kept)
+    assert changed.returncode == 2
+    assert "other rows in student-a.jsonl.gz than were written" in changed.stderr
+    itself = opdbench("study", folder / "s.toml", "--report", "--out", kept, "--keep", kept)
+    assert itself.returncode == 2
+    assert "name another one" in itself.stderr
 
 
 def test_the_plan_counts_shared_work_once_and_what_is_finished_not_at_all(folder, tmp_path):
