@@ -163,7 +163,8 @@ def _choices(settings: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> I
 
 def config_of(run: Run) -> dict[str, Any]:
     """The configuration without its seed, one level deep: `recipe.stages.2.lr` and so on."""
-    return {k: v for k, v in _flat(dict(run.record.config), "").items() if k != "seed"}
+    settings = {"split": "test"} | _flat(dict(run.record.config), "")
+    return {k: v for k, v in settings.items() if k != "seed"}
 
 
 def _flat(value: Any, path: str) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def _same_columns(runs: Sequence[Run]) -> None:
     for run in runs:
         record = run.record
         # The same weights in two folders are one model: the hash decides, the source is a remark.
-        model = {"model": record.model["hash"] or record.model["source"]}
+        model = {"model": record.model["hash"] or record.model["source"], "split": record.config.get("split", "test")}
         for cell in (c for policy in record.policies for c in policy.cells):
             key = key_parts(cell.key) | model
             first = known.setdefault(cell.task, KeyedFolder(key, str(run.folder)))

@@ -94,7 +94,7 @@ class ComparableRuns:
 
 
 def comparable(runs: Sequence[Run], selection: RunFilter | None = None) -> list[ComparableRuns]:
-    """Runs in sets that were evaluated alike: model, and per task evaluator, prompts, sampler and precision.
+    """Runs in sets that were evaluated alike: model, split, and per task evaluator, prompts, sampler and precision.
 
     A run joins the first set that it contradicts in nothing, the sets of most runs first; so runs of different
     tasks share a set as long as no common task was evaluated differently. Sets without a selected run are left out.
@@ -128,9 +128,9 @@ def comparable(runs: Sequence[Run], selection: RunFilter | None = None) -> list[
 
 
 def _evaluation(run: Run) -> dict[str, str]:
-    """How a run was evaluated, by name: `model`, and `<task> <part of the compare key>`."""
+    """How a run was evaluated, by name: `model`, `split`, and `<task> <part of the compare key>`."""
     record = run.record
-    facts = {"model": record.model["hash"] or record.model["source"]}
+    facts = {"model": record.model["hash"] or record.model["source"], "split": record.config.get("split", "test")}
     for policy in record.policies:
         for cell in policy.cells:
             facts |= {f"{cell.task} {name}": value for name, value in key_parts(cell.key).items()}
@@ -148,7 +148,7 @@ def _title(index: int, sets: Sequence[dict[str, str]], members: Sequence[Sequenc
     texts = [_prompts(members[index], tasks)] if tasks else []
     for name in differing:
         if not name.endswith(PROMPTS):
-            what = name if name == "model" else next(part for part in KEY_PARTS if name.endswith(f" {part}"))
+            what = name if name in ("model", "split") else next(part for part in KEY_PARTS if name.endswith(f" {part}"))
             value = sets[index][name]
             texts.append(f"{what} {value[:12]}" if what == "model" else f"{what} {value}")
     return ", ".join(dict.fromkeys(texts)) or f"set {index + 1}"

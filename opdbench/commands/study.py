@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,12 +15,13 @@ from opdbench.errors import UserError
 from opdbench.files import check_writable, write_text
 
 if TYPE_CHECKING:
+    from opdbench.runs.spec import RunSpec
     from opdbench.studies.file import StudyFile
     from opdbench.studies.grid import StudyRun
 
 WIDTH = 4.5
 """Width of the figure, inches."""
-HOUR = 3600
+SEARCH_HELP = "run the trials of the file's [search] on validation prompts instead, and say the best setting per method"
 RATE_HELP = "forwards per second, for the hours of --dry-run; default: that of the finished stages in OUT"
 
 
@@ -32,7 +33,8 @@ def study(
     backend: Annotated[Literal["local", "ray"], typer.Option(help="where jobs run")] = "local",
     address: Annotated[str | None, typer.Option(help="address of a Ray cluster; starts a local one by default")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the grid and its cost, and stop")] = False,
-    report: Annotated[bool, typer.Option("--report", help="train nothing; report the points that are whole")] = False,
+    report: Annotated[bool, typer.Option("--report", help="train nothing; report what is finished")] = False,
+    search: Annotated[bool, typer.Option("--search", help=SEARCH_HELP)] = False,
     rate: Annotated[float | None, typer.Option(min=0.001, help=RATE_HELP)] = None,
     to: Annotated[Path | None, typer.Option(help="folder for figure and table; default: OUT/studies/NAME")] = None,
     keep: Annotated[Path | None, typer.Option(help="also copy records and rows, compressed, to this folder")] = None,
@@ -42,56 +44,81 @@ def study(
     """Run a grid of methods, values of an axis and seeds; draw its figure and judge its claims."""
     from opdbench.commands.run import backend_of
     from opdbench.studies.file import load_study
-    from opdbench.studies.grid import study_runs
 
     loaded = load_study(file)
     if dry_run and report:
         raise UserError("--dry-run and --report each train nothing; give one of them")
     if keep and keep.resolve() == out.resolve():
         raise UserError(f"--keep {str(keep)!r} is the folder of the runs; name another one")
+    if search and seeds:
+        raise UserError("--seeds are of the study; the seeds of a search are those of its table [search]")
     if not dry_run:
         check_writable(to or out)
-    runs = study_runs(loaded, out, command_line(), parse_seeds(seeds) if seeds else ())
     work = backend_of(backend, address)
+    folder = to or out / "studies" / loaded.name
+    plan = _search(loaded, out, folder, format_) if search else _grid(loaded, out, folder, format_, seeds)
     if dry_run:
-        _print_plan(loaded, runs, out, rate, format_)
+        plan.cost(rate)
         return
     if not report:
         from opdbench.runs.job_graph import make_runners, run_all
 
-        run_all(make_runners([run.spec for run in runs], None), jobs, {}, work)
-    _report(loaded, runs, out, to or out / "studies" / loaded.name, format_)
+        run_all(make_runners(plan.specs, None), jobs, {}, work)
+    plan.report()
     if keep:
-        _keep(runs, out, keep)
+        _keep(plan.finished(), keep)
 
 
-def _print_plan(study: StudyFile, runs: Sequence[StudyRun], out: Path, rate: float | None, format_: str) -> None:
-    """A line per point with its runs, stages, forwards and hours, and the total; shared work counts once."""
-    from opdbench.commands.terminal import print_json
-    from opdbench.records.store import Store, shipped
-    from opdbench.runs.forecast import known_rate, open_cost
+@dataclass(frozen=True)
+class WorkPlan:
+    """Runs to do, and how their cost and their results are shown.
 
-    store = Store(out, (shipped(),))
-    rate = rate or known_rate(out, study.points[0].model)
-    total = open_cost([run.spec for run in runs], store)
-    points = {
-        point.value: open_cost([run.spec for run in runs if run.value == point.value], store) for point in study.points
-    }
-    if format_ == "json":
-        costs = {f"{value:g}": asdict(cost) for value, cost in points.items()}
-        print_json({"study": study.name, "rate": rate, "points": costs, "total": asdict(total)})
-        return
+    Attributes:
+        specs: in their order.
+        cost: prints the cost, given forwards per second or None.
+        report: prints the results, and writes their files.
+        finished: lists the folders of the finished runs.
+    """
 
-    def hours(forwards: int) -> str:
-        return f"{forwards / rate / HOUR:8.2f}" if rate else "       -"
+    specs: Sequence[RunSpec]
+    cost: Callable[[float | None], None]
+    report: Callable[[], None]
+    finished: Callable[[], list[Path]]
 
-    print(f"{study.axis:>10}  {'runs':>5}  {'stages':>6}  {'training':>12}  {'scoring':>10}  {'hours':>8}")
-    for value, cost in [*((f"{value:g}", cost) for value, cost in points.items()), ("total", total)]:
-        counts = f"{cost.runs:5}  {cost.stages:6}  {cost.training:12,}  {cost.scoring:10,}"
-        print(f"{value:>10}  {counts}  {hours(cost.forwards)}")
-    print("counts are of what is still to do; a stage that several points share counts once in the total")
-    if rate:
-        print(f"hours of one process at {rate:,.0f} forwards per second")
+
+def _grid(study: StudyFile, out: Path, folder: Path, format_: str, seeds: str) -> WorkPlan:
+    """The study itself."""
+    from opdbench.commands.study_plan import print_plan
+    from opdbench.commands.study_points import finished_runs
+    from opdbench.studies.grid import study_runs
+
+    runs = study_runs(study, out, command_line(), parse_seeds(seeds) if seeds else ())
+    points = {f"{point.value:g}": [run.spec for run in runs if run.value == point.value] for point in study.points}
+    return WorkPlan(
+        [run.spec for run in runs],
+        lambda rate: print_plan(study.name, study.axis, points, out, rate, format_),
+        lambda: _report(study, runs, out, folder, format_),
+        lambda: [
+            run.folder
+            for by_method in finished_runs(runs, out).values()
+            for by_seed in by_method.values()
+            for run in by_seed.values()
+        ],
+    )
+
+
+def _search(study: StudyFile, out: Path, folder: Path, format_: str) -> WorkPlan:
+    """The search of its settings."""
+    from opdbench.commands.study_search import finished_trials, plan_search, report_search
+    from opdbench.studies.trials import trial_runs
+
+    runs = trial_runs(study, out, command_line())
+    return WorkPlan(
+        [run.spec for run in runs],
+        lambda rate: plan_search(study, runs, out, rate, format_),
+        lambda: report_search(study, runs, out, folder, format_),
+        lambda: [run.folder for by_seed in finished_trials(runs, out).values() for run in by_seed.values()],
+    )
 
 
 def _report(study: StudyFile, runs: Sequence[StudyRun], out: Path, folder: Path, format_: str) -> None:
@@ -126,17 +153,11 @@ def _report(study: StudyFile, runs: Sequence[StudyRun], out: Path, folder: Path,
     print("\n".join(line for line in (text, *map(str, written), str(folder / f"{study.name}.md")) if line))
 
 
-def _keep(runs: Sequence[StudyRun], out: Path, folder: Path) -> None:
+def _keep(folders: Iterable[Path], target: Path) -> None:
     """Copy what a claim can be checked with: each run's record and the rows of its pictures."""
-    from opdbench.commands.study_points import finished_runs
     from opdbench.records.packed import keep_evidence
 
-    kept = [
-        run.folder
-        for by_method in finished_runs(runs, out).values()
-        for by_seed in by_method.values()
-        for run in by_seed.values()
-    ]
-    for run in sorted(set(kept)):
-        keep_evidence(run, folder / run.name)
-    print(f"{folder}: records and rows of {len(set(kept))} runs")
+    kept = sorted(set(folders))
+    for run in kept:
+        keep_evidence(run, target / run.name)
+    print(f"{target}: records and rows of {len(kept)} runs")

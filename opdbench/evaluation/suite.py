@@ -22,12 +22,13 @@ from pathlib import Path
 import torch
 
 from opdbench.console.progress import Console
-from opdbench.core import Estimate, Evaluator, Meter, Prompt, Sample, Sampler, judge_failed, judges
+from opdbench.core import Estimate, Evaluator, Meter, Prompt, Sample, Sampler, Split, judge_failed, judges
 from opdbench.diffusion.adapters import Adapter
 from opdbench.diffusion.flow import kl_weight, transitions
 from opdbench.diffusion.model import Model
 from opdbench.diffusion.walk import Noise, walk
-from opdbench.evaluation.evaluate import BATCH, choose, choose_prompts, column_key, evaluate, expected_rows, prompt_hash
+from opdbench.evaluation.evaluate import BATCH, choose, column_key, evaluate, expected_rows, prompt_hash
+from opdbench.evaluation.splits import scored_prompts
 from opdbench.parallel.processes import ALONE, Team
 from opdbench.records.digest import FORMAT, digest
 from opdbench.records.rows import Picked, write_samples
@@ -79,6 +80,7 @@ class Suite:
     team: Team = ALONE
     plugins: Mapping[str, str] = field(default_factory=dict)
     """Version of each judge that does not come from opdbench, by its own name."""
+    split: Split = "test"
 
     def table(self, actor: Actor, folder: Path, console: Console) -> PolicyResult:
         """A policy on every task; its rows are also copied to `samples` in `folder`."""
@@ -96,13 +98,13 @@ class Suite:
         return PolicyResult(actor.name, actor.role, asdict(actor.sampler), tuple(cells), meter)
 
     def own(self, actor: Actor, task: str, console: Console) -> tuple[PolicyQuestion, list[Sample], Meter]:
-        """A policy on the test prompts of a task: what the table shows."""
+        """A policy on the prompts of a task: what the table shows."""
         question = PolicyQuestion(actor, self.evaluators[task], self.prompts(task), actor.sampler.guidance)
         return question, *self.ask(question, f"evaluate {actor.name} on {task}", console)
 
     def prompts(self, task: str) -> list[Prompt]:
-        """The test prompts of a task."""
-        return choose_prompts(self.evaluators[task], self.evaluators[task].prompts("test"), self.limit)
+        """The prompts of a task that policies are scored on; test prompts unless the run only chooses a setting."""
+        return scored_prompts(task, self.evaluators[task], self.split, self.limit)
 
     def key(self, question: PolicyQuestion) -> str:
         """What the answer may share a column with."""

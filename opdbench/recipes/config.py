@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from opdbench.core import Sampler
+from opdbench.core import Sampler, Split
 from opdbench.errors import UserError, unknown
 from opdbench.recipes.files import read_preset, read_recipe
 from opdbench.recipes.presets import EACH, Preset
@@ -148,6 +148,7 @@ class RunConfig:
         limit: most test prompts per task.
         suite: main, or full for the probes of `suite.py`.
         evaluated: tasks that are scored; all that the recipe has judges of if empty.
+        split: of the prompts that policies are scored on: `test`, or `validation` for runs that only choose a setting.
     """
 
     recipe: Recipe
@@ -157,6 +158,7 @@ class RunConfig:
     limit: int | None = None
     suite: str = "main"
     evaluated: tuple[str, ...] = ()
+    split: Split = "test"
 
     def seed_of(self, stage: Stage) -> int:
         """The seed that a stage draws with."""

@@ -126,5 +126,6 @@ def run_digests(config: RunConfig, weights: str, plugins: Mapping[str, str] | No
 
 
 def run_folder(out: Path, config: RunConfig, digest: str) -> Path:
-    """Folder of the record of the run with this digest."""
-    return out / f"{config.recipe.name}-{'-'.join(config.tasks)}-s{config.seed}-{digest[:8]}"
+    """Folder of the record of the run with this digest; those on validation prompts are apart, where no table looks."""
+    root = out if config.split == "test" else out / config.split
+    return root / f"{config.recipe.name}-{'-'.join(config.tasks)}-s{config.seed}-{digest[:8]}"

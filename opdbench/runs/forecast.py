@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from opdbench.core import Meter
+from opdbench.core import Meter, Split
 from opdbench.diffusion.model import Model
 from opdbench.diffusion.sources import EDITIONS, family_of
-from opdbench.evaluation.evaluate import choose_prompts
 from opdbench.evaluation.judge_names import judge_of
+from opdbench.evaluation.splits import scored_prompts
 from opdbench.files import read_sealed
 from opdbench.records.store import Store, shipped
 from opdbench.registry import suite
@@ -52,7 +52,7 @@ class WorkCost:
 def open_cost(specs: Sequence[RunSpec], store: Store) -> WorkCost:
     """The cost of what `store` does not have yet; evaluations count in full until their run is finished."""
     stages: dict[str, int] = {}
-    scores: dict[tuple[str, str], int] = {}
+    scores: dict[tuple[str, str, str], int] = {}
     unfinished = [spec for spec in specs if spec.fresh or not (spec.folder / "record.json").exists()]
     for spec in unfinished:
         config, embedded = spec.config, family_of(spec.config.model).embeds_guidance
@@ -66,17 +66,17 @@ def open_cost(specs: Sequence[RunSpec], store: Store) -> WorkCost:
             sampler = samplers.get(policy, config.recipe.base_sampler)
             passes = 1 if sampler.guidance == 1 or embedded else 2
             for task in config.evaluated or judges:
-                key = (spec.stages.get(policy, spec.weights), judges[task])
+                key = (spec.stages.get(policy, spec.weights), judges[task], config.split)
                 if key not in scores:
-                    scores[key] = _pictures(task, judges[task], config.limit) * sampler.steps * passes
+                    scores[key] = _pictures(task, judges[task], config.split, config.limit) * sampler.steps * passes
     return WorkCost(len(unfinished), len(stages), sum(stages.values()), sum(scores.values()))
 
 
 @cache
-def _pictures(task: str, judge: str, limit: int | None) -> int:
+def _pictures(task: str, judge: str, split: Split, limit: int | None) -> int:
     """Pictures that an evaluation draws."""
     scorer = judge_of(task, judge)
-    return sum(prompt.images for prompt in choose_prompts(scorer, scorer.prompts("test"), limit))
+    return sum(prompt.images for prompt in scored_prompts(task, scorer, split, limit))
 
 
 def known_rate(out: Path, model: str) -> float | None:

@@ -79,7 +79,9 @@ def run_all(
         (backend or here)(list(planned.values()), jobs)
     runs = [Run(RunRecord.load(runner.folder), runner.folder) for runner in runners]
     for runner in runners:
-        runner.console.note(f"record: {runner.folder / 'record.json'}\npictures: {runner.folder / 'grid.png'}")
+        runner.console.note(f"record: {runner.folder / 'record.json'}")
+        if (pictures := runner.folder / "grid.png").exists():
+            runner.console.note(f"pictures: {pictures}")
         if (adapter := runner.result()) is not None:
             runner.console.note(f"adapter: {adapter}")
     return runs
@@ -107,7 +109,7 @@ def _jobs(runner: Runner) -> Iterator[Job]:
     for name, role in {BASE: BASE, **scored(runner.config)}.items():
         others = [keys[other] for other in experts(runner.config, name)]
         probes = [""] if runner.config.suite == "full" or role == "stage" else []
-        scope = digest_of([runner.config.limit, runner.config.suite, others, *_settings(runner)])
+        scope = digest_of([runner.config.limit, runner.config.suite, runner.config.split, others, *_settings(runner)])
         tasks = runner.config.evaluated or suite(recipe.judges, runner.config.model)
         for task in (*(tasks if role != "stage" else ()), *probes):
             scores.append(f"{keys[name]}/scores/{scope}/{task}")

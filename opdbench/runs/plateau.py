@@ -8,16 +8,17 @@ plateau wherever it ends, so such a stage cannot be validated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
-from opdbench.core import Estimate, Evaluator, Meter, Prompt, Sample
+from opdbench.core import Estimate, Evaluator, Meter, Sample
 from opdbench.diffusion.adapters import Adapter
 from opdbench.diffusion.model import Model, Policy
 from opdbench.errors import UserError
-from opdbench.evaluation.evaluate import BATCH, choose_prompts, cut, generate, make_row
+from opdbench.evaluation.evaluate import BATCH, cut, generate, make_row
+from opdbench.evaluation.splits import validation_prompts
 from opdbench.recipes.config import Stage
 from opdbench.stats import estimate
 
@@ -82,9 +83,7 @@ class Validation:
                 f"stage {stage.name!r}: validate_every needs a constant rate; set anneal_last, for example 0.2"
             )
         self._stage, self._model, self._judges = stage, model, judges
-        self._prompts = {
-            task: _validation_prompts(task, judges[task], stage.validation_prompts) for task in stage.tasks
-        }
+        self._prompts = {task: validation_prompts(task, judges[task], stage.validation_prompts) for task in stage.tasks}
         self._policy: Policy | None = None
 
     def score(self, adapter: Adapter) -> tuple[Estimate, Meter]:
@@ -112,14 +111,3 @@ class Validation:
 def _signed(row: Sample, task: str, sign: float) -> Sample:
     """The row with more being better, in a group of its task."""
     return replace(row, group=f"{task}/{row.group}", value=None if row.value is None else sign * row.value)
-
-
-def _validation_prompts(task: str, judge: Evaluator, most: int) -> Sequence[Prompt]:
-    prompts = choose_prompts(judge, judge.prompts("validation"), most)
-    known = {prompt.text for prompt in judge.prompts("train")} | {prompt.text for prompt in judge.prompts("test")}
-    if not prompts or any(prompt.text in known for prompt in prompts):
-        raise UserError(
-            f"task {task!r} has no validation prompts of its own (they are also trained or tested on); "
-            "leave out validate_every, or use --model tiny@2"
-        )
-    return prompts

@@ -122,7 +122,9 @@ class Runner:
         named = {self.evaluators[task].name: judge for task, judge in judges.items()}
         plugins = {name: self.spec.plugins.get(f"{judge_group(judge)}/{judge}", "") for name, judge in named.items()}
         scorers = {task: self.evaluators[task] for task in self.config.evaluated or self.evaluators}
-        self.suite = Suite(self.model, scorers, self.store, self.spec.weights, self.config.limit, self.team, plugins)
+        self.suite = Suite(
+            self.model, scorers, self.store, self.spec.weights, self.config.limit, self.team, plugins, self.config.split
+        )
 
     def finish(self, wanted: Collection[str]) -> dict[str, FinishedStage]:
         """Find or train the wanted stages, and those that they build on; nothing is evaluated."""
@@ -182,7 +184,8 @@ class Runner:
             plugins=self.spec.plugins,
         )
         if self.team.leads:
-            save_pictures(self.folder, self.model, self._grid_rows(shown), self.evaluators, self.config.tasks)
+            if self.config.split == "test":  # the grid shows test prompts, which a search must not draw
+                save_pictures(self.folder, self.model, self._grid_rows(shown), self.evaluators, self.config.tasks)
             record.save(self.folder)
         self.team.wait()
         return record

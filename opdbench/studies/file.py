@@ -28,13 +28,16 @@ In place of `values` an axis may have tables `[[axis.point]]`, each with a `valu
 model are the same everywhere; without it each point has the scale of its own teachers.
 
 `preset` names a preset below the settings, and `limit` the most test prompts per task.
+
+`[search]` says how the settings of each method are searched for (`studies/draws.py`). `[tuned.NAME]` has those that
+were chosen for a method, which are laid over all others at equal cost, and `chosen` names a search's file instead.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -42,10 +45,12 @@ from typing import Any
 from opdbench.errors import UserError, unknown
 from opdbench.files import parse_toml
 from opdbench.recipes.ranges import check_name
+from opdbench.studies.draws import Drawn, StudySearch, read_search, read_tuned
+from opdbench.studies.fields import limit_of, seeds_of, table_of, texts_of
 
 KEYS = (
     *("name", "description", "model", "methods", "joint", "seeds", "limit", "preset", "tasks", "axis", "settings"),
-    "claim",
+    *("claim", "search", "tuned", "chosen"),
 )
 AXIS_KEYS = ("name", "label", "log", "scale", "values", "point")
 POINT_KEYS = ("value", "model", "tasks", "settings")
@@ -107,6 +112,8 @@ class StudyFile:
         seeds: fixed before a result is seen.
         log: whether the axis is drawn on a log scale.
         scale: value whose teachers set the scale of all points; None if each point has its own.
+        search: how settings are searched for, if they are.
+        tuned: by method, the settings that were chosen for it.
     """
 
     path: Path
@@ -123,6 +130,8 @@ class StudyFile:
     scale: float | None
     points: tuple[StudyPoint, ...]
     claims: tuple[StudyClaim, ...]
+    search: StudySearch | None = None
+    tuned: Mapping[str, Drawn] = field(default_factory=dict)
 
 
 def load_study(path: Path) -> StudyFile:
@@ -144,16 +153,16 @@ def load_study(path: Path) -> StudyFile:
     for key in ("methods", "seeds", "tasks", "axis"):
         if key not in raw:
             raise UserError(f"{where} lacks {key!r}; expected name, methods, seeds, tasks and axis")
-    methods = _texts(raw["methods"], f"{where}: methods")
-    points = _points(raw, where)
+    methods = texts_of(raw["methods"], f"{where}: methods")
+    points, seeds = _points(raw, where), seeds_of(raw["seeds"], where)
     study = StudyFile(
         path=path,
         name=check_name("study", raw.get("name", path.stem)),
         description=str(raw.get("description", "")),
         methods=methods,
-        joint=_texts(raw.get("joint", []), f"{where}: joint", methods),
-        seeds=_seeds(raw["seeds"], where),
-        limit=_limit(raw.get("limit"), where),
+        joint=texts_of(raw.get("joint", []), f"{where}: joint", methods),
+        seeds=seeds,
+        limit=limit_of(raw.get("limit"), where),
         preset=str(raw.get("preset", "")),
         axis=str(raw["axis"]["name"]),
         label=str(raw["axis"].get("label", raw["axis"]["name"])),
@@ -161,6 +170,10 @@ def load_study(path: Path) -> StudyFile:
         scale=_scale(raw["axis"].get("scale"), points, where),
         points=points,
         claims=tuple(_claim(table, methods, points, where) for table in raw.get("claim", [])),
+        search=read_search(raw["search"], methods, seeds, [p.value for p in points], where)
+        if "search" in raw
+        else None,
+        tuned=read_tuned(raw, path, methods, where),
     )
     if any(JOINT in (claim.better, claim.than) for claim in study.claims) and not study.joint:
         raise UserError(f"{where}: a claim names {JOINT!r}, but the study has no list {JOINT!r} of methods")
@@ -205,7 +218,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _points(raw: Mapping[str, Any], where: str) -> tuple[StudyPoint, ...]:
-    axis = _table(raw["axis"], f"{where}: axis")
+    axis = table_of(raw["axis"], f"{where}: axis")
     for key in axis:
         if key not in AXIS_KEYS:
             raise unknown(f"key of the axis of {where}", key, AXIS_KEYS)
@@ -229,9 +242,9 @@ def _point(table: Mapping[str, Any], raw: Mapping[str, Any], axis: str, where: s
     value = table.get("value")
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise UserError(f"{where}: {axis} has the value {value!r}; expected a number")
-    settings = merge(_table(raw.get("settings", {}), f"{where}: settings"), table.get("settings", {}))
+    settings = merge(table_of(raw.get("settings", {}), f"{where}: settings"), table.get("settings", {}))
     tasks = fill(table.get("tasks", raw["tasks"]), axis, float(value))
-    pairs = tuple(tasks.items()) if isinstance(tasks, dict) else tuple((task, "") for task in _texts(tasks, where))
+    pairs = tuple(tasks.items()) if isinstance(tasks, dict) else tuple((task, "") for task in texts_of(tasks, where))
     if not pairs or not all(isinstance(judge, str) for _, judge in pairs):
         raise UserError(f"{where}: tasks is {tasks!r}; expected names, or a table of task and judge")
     for task, _ in pairs:
@@ -241,7 +254,7 @@ def _point(table: Mapping[str, Any], raw: Mapping[str, Any], axis: str, where: s
 
 
 def _claim(table: object, methods: Sequence[str], points: Sequence[StudyPoint], where: str) -> StudyClaim:
-    claim = _table(table, f"{where}: a claim")
+    claim = table_of(table, f"{where}: a claim")
     for key in claim:
         if key not in CLAIM_KEYS:
             raise unknown(f"key of a claim of {where}", key, CLAIM_KEYS)
@@ -265,33 +278,3 @@ def _scale(value: object, points: Sequence[StudyPoint], where: str) -> float | N
     if value not in [point.value for point in points] or len({(point.model, point.tasks) for point in points}) > 1:
         raise UserError(f"{where}: scale is {value!r}; expected a value of an axis whose points share model and tasks")
     return float(value)  # type: ignore[arg-type]
-
-
-def _table(value: object, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where} is {value!r}; expected a table")
-    return value
-
-
-def _texts(value: object, where: str, known: Sequence[str] = ()) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
-        raise UserError(f"{where} is {value!r}; expected a list of names")
-    if len(set(value)) < len(value):
-        raise UserError(f"{where} is {value!r}; expected each name once")
-    for text in value if known else ():
-        if text not in known:
-            raise unknown(where, text, known)
-    return tuple(value)
-
-
-def _seeds(value: object, where: str) -> tuple[int, ...]:
-    numbers = value if isinstance(value, list) else []
-    if not numbers or not all(type(seed) is int and seed >= 0 for seed in numbers) or len(set(numbers)) < len(numbers):
-        raise UserError(f"{where}: seeds is {value!r}; expected numbers from 0 on, each once, for example [0, 1, 2]")
-    return tuple(numbers)
-
-
-def _limit(value: object, where: str) -> int | None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise UserError(f"{where}: limit is {value!r}; expected a number of test prompts, at least 1")
-    return value if isinstance(value, int) else None

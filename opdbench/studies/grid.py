@@ -12,14 +12,16 @@ from itertools import product
 from pathlib import Path
 
 from opdbench.errors import UserError, unknown
-from opdbench.recipes.config import Recipe, RunConfig
+from opdbench.recipes.config import Recipe, RunConfig, load_recipe
 from opdbench.recipes.files import read_preset
 from opdbench.recipes.presets import Preset
 from opdbench.registry import preset, recipes, suite
 from opdbench.runs.budget import plan
 from opdbench.runs.digests import needed
 from opdbench.runs.spec import RunSpec, plan_runs
+from opdbench.studies.draws import Drawn
 from opdbench.studies.file import StudyFile, StudyPoint, merge
+from opdbench.studies.tuning import at_equal_cost, check_used, tables_of
 
 START = "start"
 """Name of the stage from which gains count, and of the method that scores it; without it gains count from the base."""
@@ -35,9 +37,7 @@ class StudyRun:
     spec: RunSpec
 
 
-def study_runs(
-    study: StudyFile, out: Path, command: str, seeds: Sequence[int] = (), trial: Preset | None = None
-) -> list[StudyRun]:
+def study_runs(study: StudyFile, out: Path, command: str, seeds: Sequence[int] = ()) -> list[StudyRun]:
     """All runs of a study.
 
     Args:
@@ -45,14 +45,18 @@ def study_runs(
         out: folder of the runs.
         command: the shell-quoted command line.
         seeds: other seeds than the file's.
-        trial: further settings, laid over all others.
 
     Raises:
         UserError: an unknown method, task, judge or setting.
     """
     cells, configs = [], []
     for point in study.points:
-        planned = _recipes(study, point, trial)
+        planned = point_recipes(study, point)
+        planned |= {
+            method: tuned(study, point, planned[method], method, settings)
+            for method, settings in study.tuned.items()
+            if settings
+        }
         for seed, (method, recipe) in product(seeds or study.seeds, planned.items()):
             cells.append((point.value, method, seed))
             configs.append(RunConfig(recipe, point.names, point.model, seed, study.limit, evaluated=point.names))
@@ -63,27 +67,54 @@ def study_runs(
     ]
 
 
-def _recipes(study: StudyFile, point: StudyPoint, trial: Preset | None) -> dict[str, Recipe]:
-    """By method, the recipe of a point; the start that they share comes first."""
-    known = recipes()
-    over = _preset(study, point, trial)
+def point_recipes(study: StudyFile, point: StudyPoint) -> dict[str, Recipe]:
+    """By method, the recipe of a point under the study's settings; the start that they share comes first."""
+    over = _preset(study, point)
     planned: dict[str, Recipe] = {}
     for method in study.methods:
-        file = study.path.parent / method if method.endswith(".toml") else known.get(method)
-        if file is None:
-            raise unknown("method", method, known)
-        planned[method] = _judged(plan(file, point.names, (), over), point)
+        planned[method] = _judged(plan(_file(study, method), point.names, (), over), point)
     with_start = next((r for r in planned.values() if any(stage.name == START for stage in r.stages)), None)
     if with_start is None or START in planned:
         return planned
     return {START: _only_start(with_start, over.name), **planned}
 
 
-def _preset(study: StudyFile, point: StudyPoint, trial: Preset | None) -> Preset:
+def tuned(study: StudyFile, point: StudyPoint, own: Recipe, method: str, settings: Drawn, trial: str = "") -> Recipe:
+    """A method's recipe under settings of its own, which are laid over the point's, at the cost of `own`.
+
+    Args:
+        study: the grid.
+        point: one of its points.
+        own: the method's recipe at that point.
+        method: its name.
+        settings: by their name with dots (`draws.py`).
+        trial: of a search, for the recipe's name.
+
+    Raises:
+        UserError: a setting that the recipe does not have, or that changes the start.
+    """
+    where = f"study {study.name!r}: {method}"
+    check_used(settings, own, where)
+    below = _preset(study, point)
+    name = f"{study.name}-{trial}" if trial else study.name
+    over = Preset(name, merge(below.tables, tables_of(settings, where)), study.path.name)
+    recipe = _judged(load_recipe(_file(study, method), point.names, (), recipes(), over), point)
+    return at_equal_cost(recipe, own, settings, START, where)
+
+
+def _file(study: StudyFile, method: str) -> Path:
+    """The recipe's file: beside the study, or one that is known by name."""
+    known = recipes()
+    file = study.path.parent / method if method.endswith(".toml") else known.get(method)
+    if file is None:
+        raise unknown("method", method, known)
+    return file
+
+
+def _preset(study: StudyFile, point: StudyPoint) -> Preset:
     """The settings of a point over the study's preset."""
     below = read_preset(preset(study.preset)).tables if study.preset else {}
-    tables = merge(merge(below, point.settings), trial.tables if trial else {})
-    return Preset(f"{study.name}{'-' + trial.name if trial else ''}", tables, study.path.name)
+    return Preset(study.name, merge(below, point.settings), study.path.name)
 
 
 def _judged(recipe: Recipe, point: StudyPoint) -> Recipe:
