@@ -32,6 +32,8 @@ class Stage:
         name: unique within the recipe; `{task}` in a recipe makes one stage per task.
         loss: name of the loss (`opdbench list`).
         tasks: prompts and rewards that it trains on.
+        replay: share of the prompts that all tasks but the first one have together; 0 is the same share for each
+            task. In a recipe, a stage per task with it trains on its own task first and on those before it.
         updates: optimizer steps.
         prompts: prompts per update; the tasks take turns.
         images: pictures per prompt.
@@ -93,6 +95,7 @@ class Stage:
     compiled: bool | str = False
     rewards: tuple[tuple[str, float], ...] = ()
     seed: int = OWN_SEED
+    replay: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -187,13 +190,20 @@ def load_recipe(
     stages: list[Stage] = []
     for table in tables:
         per_task, changes = "{task}" in table["name"], table.pop(EACH, {})
-        for task in tasks if per_task else [""]:
+        for number, task in enumerate(tasks if per_task else [""]):
             settings = changes.get(task, table)
             if settings.get("init") == BEFORE:
                 settings = settings | {"init": stages[-1].name if stages else ""}
             learnt = (task,) if per_task else _names(settings.get("tasks", tasks), f"stage {table['name']!r}: tasks")
-            stages.append(_stage(settings, learnt))
+            if per_task and settings.get("replay"):
+                learnt = (task, *tasks[:number])
+            stages.append(_without_replay(_stage(settings, learnt)))
     return _recipe(raw, stages, source, preset, overrides)
+
+
+def _without_replay(stage: Stage) -> Stage:
+    """The stage, with no share of tasks before it if there are none: it is then that of a recipe without replay."""
+    return stage if len(stage.tasks) > 1 else dataclasses.replace(stage, replay=0.0)
 
 
 def _recipe(

@@ -42,6 +42,7 @@ RANGES: Mapping[str, Range] = {
     "lr": Range(0, 1, open_low=True),
     "weight_decay": Range(0, 1),
     "clip": Range(0, 1e9, open_low=True),
+    "replay": Range(0, 1, open_high=True),
     "seed": Range(-1, 2**31 - 1),
     "anneal_last": Range(0, 1, open_low=True),
     "validate_every": Range(0, 10**6),

@@ -1,7 +1,7 @@
 """What a recipe costs, before it is trained: its losses run on pictures of one pixel, and the meter counts.
 
 So there is no second formula beside the meter. Counts depend on a stage's settings alone, and repeat with a
-period of as many updates as it has tasks, since the tasks take turns (`schedule.shares`).
+period of a few updates, since the tasks take turns (`schedule.period`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from opdbench.methods.base import Actors, Batch, Loss
 from opdbench.recipes.config import RELEASED, Recipe, Stage, load_recipe, loss_options
 from opdbench.recipes.presets import Preset
 from opdbench.registry import load, recipes
-from opdbench.runs.schedule import shares
+from opdbench.runs.schedule import period, shares
 
 SHAPE = (1, 1, 1)
 MOST_PICTURES = 100_000
@@ -71,11 +71,11 @@ def forwards(stage: Stage, recipe: Recipe, embedded: bool = False) -> Meter:
             f"stage {stage.name!r} draws {pictures:,} pictures per update; expected {MOST_PICTURES:,} at most"
         )
     loss: Loss = loss_options(load("losses", stage.loss), stage.options, stage.name)
-    period = [_count(stage, recipe, loss, update, embedded) for update in range(min(len(stage.tasks), stage.updates))]
+    counts = [_count(stage, recipe, loss, update, embedded) for update in range(min(period(stage), stage.updates))]
     rounds: Counter[str] = Counter()
     images = 0
-    for k, meter in enumerate(period):
-        times = len(range(k, stage.updates, len(period)))
+    for k, meter in enumerate(counts):
+        times = len(range(k, stage.updates, len(counts)))
         rounds.update({role: times * n for role, n in meter.forwards.items()})
         images += times * meter.images
     return Meter(dict(rounds), images)

@@ -271,6 +271,8 @@ def _check(stage: Stage, loss: Loss, teachers: Mapping[str, Policy], team: Team)
         raise UserError(f"stage {stage.name!r} has teachers for {sorted(teachers)}; expected {sorted(stage.tasks)}")
     if stage.prompts < team.size:
         raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts are too few for {team.size} processes")
+    if team.shards and stage.replay:  # the processes would have unlike numbers of a task's prompts
+        raise UserError(f"stage {stage.name!r}: FSDP cannot replay prompts of other tasks; use processes without it")
     if team.shards and stage.prompts % (team.size * len(stage.tasks)):
         each = f"{team.size} processes times {len(stage.tasks)} tasks"
         raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts; FSDP expects a multiple of {each}")

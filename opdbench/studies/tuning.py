@@ -9,6 +9,7 @@ from typing import Any
 from opdbench.errors import UserError
 from opdbench.recipes.config import Recipe, Stage
 from opdbench.runs.budget import forwards, total
+from opdbench.runs.schedule import period
 from opdbench.studies.draws import BATCH, SHARE, STAGE, Drawn
 
 
@@ -111,6 +112,6 @@ def _filled(stage: Stage, recipe: Recipe, target: float) -> Stage:
     """The stage with as many updates as cost the target, to the nearest one; its own number if that does."""
     if forwards(stage, recipe).total() == target:
         return stage
-    period = max(1, len(stage.tasks))  # the tasks take turns, so one update may cost more than the next
-    each = forwards(replace(stage, updates=period), recipe).total() / period
+    updates = period(stage)  # the tasks take turns, so one update may cost more than the next
+    each = forwards(replace(stage, updates=updates), recipe).total() / updates
     return replace(stage, updates=max(1, round(target / each)))

@@ -186,7 +186,7 @@ def test_defaults_are_part_of_what_a_digest_means():
     plain = {k: v for k, v in dataclasses.asdict(Stage("", "")).items() if isinstance(v, (bool, int, float)) and v}
     assert plain == {
         **{"updates": 100, "prompts": 8, "images": 1, "lr": 3e-4, "weight_decay": 1e-4, "clip": 1.0, "ema": 0.9},
-        **{"rank": 32, "alpha": 64, "patience": 3, "anneal_last": 1.0, "validation_prompts": 64},
+        **{"rank": 32, "alpha": 64, "patience": 3, "anneal_last": 1.0, "validation_prompts": 64, "seed": -1},
     }
 
 

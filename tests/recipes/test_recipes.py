@@ -13,7 +13,7 @@ from opdbench.recipes.config import Recipe, RunConfig, Stage, load_recipe
 from opdbench.registry import evaluator, recipe, recipes
 from opdbench.runs.budget import forwards, level, plan, total
 from opdbench.runs.digests import roles, stage_digests
-from opdbench.runs.schedule import shares
+from opdbench.runs.schedule import period, shares
 from opdbench.runs.trainer import Trainer
 
 TASKS = ("ocr", "geneval", "preference")
@@ -47,7 +47,7 @@ def test_every_recipe_has_that_budget_or_trains_nothing_of_its_own():
     for name, path in recipes().items():
         assert (load_recipe(path, TASKS).budget == "opd") == (name in EQUAL)
     assert set(recipes()) >= NOT_LEVELLED
-    assert len(EQUAL) >= 19
+    assert len(EQUAL) >= 20
 
 
 @pytest.fixture
@@ -153,6 +153,30 @@ def test_a_cascade_follows_the_order_of_the_tasks():
     for tasks in (("ocr", "geneval"), ("geneval", "ocr")):
         stages = plan(recipe("cascade-rl"), tasks).stages
         assert [s.init for s in stages] == ["", "start", f"rl-{tasks[0]}"]
+
+
+def test_a_cascade_with_replay_trains_on_the_tasks_before_and_shares_its_first_stage():
+    plain, replayed = plan(recipe("cascade-rl"), TASKS), plan(recipe("cascade-replay"), TASKS)
+    assert [stage.tasks for stage in replayed.stages[1:]] == [
+        *(("ocr",), ("geneval", "ocr"), ("preference", "ocr", "geneval"))
+    ]
+    assert replayed.stages[:2] == plain.stages[:2]
+    had = {"preference": 0, "ocr": 0, "geneval": 0}
+    for update in range(50):
+        for share in shares(replace(replayed.stages[-1], prompts=3), update):
+            assert share.first == had[share.task]
+            had[share.task] += share.count
+    assert had == {"preference": 113, "ocr": 19, "geneval": 18}
+
+
+@pytest.mark.parametrize("replay", [0.25, 0.29, 0.3])
+def test_shares_with_replay_repeat_with_their_period(replay):
+    stage = Stage("s", "nft", ("a", "b", "c"), prompts=4, replay=replay)
+    length = period(stage)
+    first = [[share.count for share in shares(stage, update)] for update in range(length)]
+    assert [[share.count for share in shares(stage, update + length)] for update in range(length)] == first
+    assert sum(map(sum, first)) == 4 * length
+    assert sum(own for own, *_ in first) / (4 * length) == pytest.approx(1 - replay)
 
 
 def test_the_sum_asks_every_evaluator_that_can_judge():
