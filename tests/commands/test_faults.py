@@ -115,7 +115,8 @@ def plugins(tmp_path, monkeypatch):
 def test_a_broken_plugin_fails_only_what_names_it(value, message, plugins, tmp_path):
     plugins(broken=value)
     done = opdbench(
-        "run", "--method", "base", "--limit", "1", "--jobs", "1", "--out", tmp_path / "runs", "--format", "json"
+        *["run", "--method", "base", "--limit", "1", "--set", "base_sampler.steps=1", "--jobs", "1"],
+        *["--out", tmp_path / "runs", "--format", "json"],
     )
     assert done.returncode == 0, done.stderr
     assert {row["task"] for row in json.loads(done.stdout)["rows"]} == {"geneval", "ocr", "preference"}

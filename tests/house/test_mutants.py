@@ -29,6 +29,7 @@ def references(tmp_path_factory):
     return place / "references.json"
 
 
+@pytest.mark.campaign
 def test_the_trajectory_layer_sees_it_and_names_the_student(references, tmp_path):
     (fault,) = (fault for fault in FAULTS if fault.name == "teachers swapped")
     verdict, detail = judge(plant(fault, tmp_path / "site"), references, "trajectory")

@@ -171,73 +171,103 @@ def test_two_processes_train_what_one_does_and_one_goes_on_where_two_were_killed
     assert_alike(one, two)
 
 
-def test_two_processes_that_divide_the_weights_train_and_score_what_one_does(tmp_path):
-    """FSDP as `accelerate launch --use_fsdp` asks for it: teacher, old policy and student on one divided network."""
-    (tmp_path / "each.toml").write_text(RECIPE.partition("[judges]")[0] + DIVIDED)
-    asked = [*words(tmp_path), "--tasks", "preference"]
-    with by_two(*asked, "--out", tmp_path / "two", ACCELERATE_USE_FSDP="true") as run:
-        text = run.communicate(timeout=200)[1]
-    assert run.returncode == 0, text
-    assert opdbench(*asked, "--out", tmp_path / "one").returncode == 0
-    one, two = students(tmp_path / "one"), students(tmp_path / "two")
+SEVERAL = """
+import json, os, sys
+from pathlib import Path
+from command import opdbench
+from opdbench.parallel.processes import join
+said = []
+for words, more in json.loads(sys.argv[2]):
+    os.environ |= more
+    join.cache_clear()  # a launcher sets its variables before the process starts
+    done = opdbench(*words)
+    said.append([done.returncode, done.stdout, done.stderr])
+Path(sys.argv[1], f"said-{os.environ['RANK']}.json").write_text(json.dumps(said))
+"""
+"""Commands one after the other in each process, which then notes what it has said; one launch, as each imports all."""
+BASE = ["run", "--method", "base", "--limit", "12", "--set", "base_sampler.steps=1", "--jobs", "1", "--out"]
+FSDP = {"ACCELERATE_USE_FSDP": "true"}
+"""What `accelerate launch --use_fsdp` asks for: teacher, old policy and student on one divided network."""
+
+
+def _signs(folder):
+    """Pictures of more than one batch, and the file that lists them."""
+    rows = []
+    for k, prompt in enumerate(ocr_prompts("test")[: BATCH + 2]):
+        render(draw_scene(prompt.spec, Random(k))).save(folder / f"{k}.png")
+        rows.append(json.dumps({"image": f"{k}.png", "prompt": prompt.text}))
+    (folder / "signs.jsonl").write_text("\n".join(rows))
+    return folder / "signs.jsonl"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Commands by kind; `one` and `two` hold what one process and two left, `said` what each of the two has said."""
+    place = tmp_path_factory.mktemp("pair")
+    (place / "each.toml").write_text(RECIPE.partition("[judges]")[0] + DIVIDED)
+    (place / "several.py").write_text(SEVERAL)
+    evaluation = ["eval", "--tasks", "ocr", "--format", "json"]
+    asked = {
+        "base": BASE,
+        "model": [*evaluation, "--limit", "33", "--steps", "1", "--out"],
+        "pictures": [*evaluation, "--pictures", _signs(place), "--out"],
+        "divided": [*words(place), "--tasks", "preference", "--out"],
+    }
+    folders = {"base": "base", "model": "eval", "pictures": "eval", "divided": "divided"}
+    commands = {kind: [str(word) for word in command] for kind, command in asked.items()}
+    two = [
+        ([*command, str(place / "two" / folders[kind])], FSDP if kind == "divided" else {})
+        for kind, command in commands.items()
+    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    settings = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = [*launch, str(place / "several.py"), str(place), json.dumps(two)]
+    done = subprocess.run(run, env=os.environ | settings, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    said = [dict(zip(asked, json.loads((place / f"said-{rank}.json").read_text()), strict=True)) for rank in (0, 1)]
+    one = {kind: opdbench(*command, place / "one" / folders[kind]) for kind, command in commands.items()}
+    return SimpleNamespace(one=place / "one", two=place / "two", said=said, alone=one)
+
+
+@pytest.mark.parametrize("kind", ["base", "model", "pictures", "divided"])
+def test_only_the_leader_of_two_processes_speaks(kind, pair):
+    assert pair.alone[kind].returncode == 0, pair.alone[kind].stderr
+    assert [said[kind][0] for said in pair.said] == [0, 0], pair.said[0][kind][2]
+    assert pair.said[0][kind][1]
+    assert pair.said[1][kind][1] == ""
+
+
+def test_two_processes_that_divide_the_weights_train_and_score_what_one_does(pair):
+    one, two = students(pair.one / "divided"), students(pair.two / "divided")
     assert len(one) == 2
     assert_alike(one, two)
-    records = [RunRecord.load(next((tmp_path / name).glob("each-*"))) for name in ("one", "two")]
+    records = [RunRecord.load(next(out.glob("divided/each-*"))) for out in (pair.one, pair.two)]
     values = [[c.estimate.value for p in record.policies for c in p.cells] for record in records]
     assert len(values[0]) == 3
     assert values[0] == pytest.approx(values[1], rel=1e-3)
 
 
-def test_two_processes_score_the_rows_of_one(tmp_path):
-    args = ["run", "--method", "base", "--limit", "20", "--set", "base_sampler.steps=2"]
-    assert opdbench(*args, "--jobs", "1", "--out", tmp_path / "one").returncode == 0
-    with by_two(*args, "--out", tmp_path / "two") as run:
-        run.communicate(timeout=280)
-    assert run.returncode == 0
-    records = [RunRecord.load(next((tmp_path / name).glob("base-*"))) for name in ("one", "two")]
+def test_two_processes_score_the_rows_of_one(pair):
+    folders = pair.one / "base", pair.two / "base"
+    records = [RunRecord.load(next(out.glob("base-*"))) for out in folders]
     assert [c.estimate for c in records[0].policies[0].cells] == [c.estimate for c in records[1].policies[0].cells]
-    rows = [sorted(path.read_bytes() for path in (tmp_path / name).glob("evals/*.jsonl")) for name in ("one", "two")]
+    rows = [sorted(path.read_bytes() for path in out.glob("evals/*.jsonl")) for out in folders]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 3
-    for name, files in zip(("one", "two"), rows, strict=True):
-        counted = [json.loads(path.read_text())["images"] for path in (tmp_path / name).glob("evals/*.json")]
+    for out, files in zip(folders, rows, strict=True):
+        counted = [json.loads(path.read_text())["images"] for path in out.glob("evals/*.json")]
         assert sum(counted) == sum(text.count(b"\n") for text in files)
 
 
-SEVERAL = """
-import json, os, sys
-from pathlib import Path
-from command import opdbench
-done = [opdbench(*words) for words in json.loads(sys.argv[2])]
-Path(sys.argv[1], f"said-{os.environ['RANK']}.json").write_text(json.dumps([[d.returncode, d.stdout] for d in done]))
-"""
-"""Commands one after the other in each process, which then notes what it has said."""
-
-
-def test_two_processes_eval_a_model_and_pictures_as_one_does(tmp_path):
-    """The same tables and files; only the leader speaks."""
-    rows = []
-    for k, prompt in enumerate(ocr_prompts("test")[: BATCH + 6]):
-        render(draw_scene(prompt.spec, Random(k))).save(tmp_path / f"{k}.png")
-        rows.append(json.dumps({"image": f"{k}.png", "prompt": prompt.text}))
-    (tmp_path / "signs.jsonl").write_text("\n".join(rows))
-    (tmp_path / "several.py").write_text(SEVERAL)
-    kinds = (["--limit", "40", "--steps", "1"], ["--pictures", str(tmp_path / "signs.jsonl")])
-    asked = [["eval", "--tasks", "ocr", "--format", "json", *kind, "--out"] for kind in kinds]
-    two = json.dumps([[*words, str(tmp_path / "two")] for words in asked])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    settings = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(Path(__file__).parents[1])}
-    run = [*launch, str(tmp_path / "several.py"), str(tmp_path), two]
-    done = subprocess.run(run, env=os.environ | settings, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    said = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in (0, 1)]
-    assert said[1] == [[0, ""], [0, ""]]
-    for words, (code, text) in zip(asked, said[0], strict=True):
-        alone = opdbench(*words, tmp_path / "one")
-        assert (code, json.loads(text)) == (alone.returncode, json.loads(alone.stdout))
+def test_two_processes_eval_a_model_and_pictures_as_one_does(pair):
+    """The same tables and files."""
+    for kind in ("model", "pictures"):
+        text = pair.said[0][kind][1]
+        assert json.loads(text) == json.loads(pair.alone[kind].stdout)
         assert json.loads(text)[0]["n"] > BATCH
-    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
-    assert names == sorted(path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*.*"))
+    one, two = pair.one / "eval", pair.two / "eval"
+    names = sorted(path.relative_to(one) for path in one.rglob("*.*"))
+    assert names == sorted(path.relative_to(two) for path in two.rglob("*.*"))
     assert {name.suffix for name in names} == {".jsonl", ".json", ".html"}
     for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
