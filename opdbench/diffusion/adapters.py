@@ -189,3 +189,15 @@ def fold(network: nn.Module, base: nn.Module, adapter: Adapter) -> None:
         if layers[layer].weight is weight:
             layers[layer].weight = nn.Parameter(torch.empty_like(weight), requires_grad=False)
         layers[layer].weight.copy_(weight.float() + delta)
+
+
+def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in the memory of the CPU."""
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def blend(target: Mapping[str, Tensor], now: Mapping[str, Tensor], keep: float) -> None:
+    """Move `target` towards `now` in place, all tensors by three calls: keep * target + (1 - keep) * now."""
+    held, values = list(target.values()), [now[name] for name in target]
+    torch._foreach_mul_(held, keep)
+    torch._foreach_add_(held, torch._foreach_mul(values, 1 - keep))

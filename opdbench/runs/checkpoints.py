@@ -77,9 +77,9 @@ class StageFiles:
     """Checkpoint and log of the stage that is trained in `folder`."""
 
     def __init__(self, folder: Path, built_on: Mapping[str, str], team: Team, note: Callable[[str], None]) -> None:
-        """`built_on` names the adapters that the stage is built on; `note` says what was set aside."""
+        """`built_on` names the adapters that the stage is built on, and the stage itself where the folder does not."""
         self._folder, self._team, self._note = folder, team, note
-        self._built_on = {**built_on, "stage": folder.name}  # so that no other stage goes on from it
+        self._built_on = {"stage": folder.name, **built_on}  # so that no other stage goes on from it
         self._log_hash = hashlib.sha256()
         self._log_bytes = 0
 

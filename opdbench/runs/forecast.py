@@ -15,12 +15,14 @@ from opdbench.diffusion.sources import EDITIONS, family_of
 from opdbench.evaluation.judge_names import judge_of
 from opdbench.evaluation.splits import scored_prompts
 from opdbench.files import read_sealed
+from opdbench.recipes.config import Stage
 from opdbench.records.store import Store, shipped
 from opdbench.registry import suite
 from opdbench.runs.budget import forwards
 from opdbench.runs.digests import scored
 from opdbench.runs.spec import RunSpec
 from opdbench.runs.trainer import Trainer
+from opdbench.runs.trunks import TRUNKS
 
 LONG = 500_000
 """Forwards from which a forecast is worth a measurement: some ten minutes of two cores."""
@@ -59,7 +61,8 @@ def open_cost(specs: Sequence[RunSpec], store: Store) -> WorkCost:
         for stage in config.recipe.stages:
             digest = spec.stages[stage.name]
             if digest not in stages and not (store.finished_stage(digest) and not spec.fresh):
-                stages[digest] = forwards(stage, config.recipe, embedded).total()
+                whole = forwards(stage, config.recipe, embedded).total()
+                stages[digest] = whole - _shared(spec, stage, store, embedded)
         judges = suite(config.recipe.judges, config.model)
         samplers = {stage.name: stage.eval_sampler for stage in config.recipe.stages}
         for policy in ("base", *scored(config)):
@@ -70,6 +73,17 @@ def open_cost(specs: Sequence[RunSpec], store: Store) -> WorkCost:
                 if key not in scores:
                     scores[key] = _pictures(task, judges[task], config.split, config.limit) * sampler.steps * passes
     return WorkCost(len(unfinished), len(stages), sum(stages.values()), sum(scores.values()))
+
+
+def _shared(spec: RunSpec, stage: Stage, store: Store, embedded: bool) -> int:
+    """Forwards of a stage that a shorter one has done, or is to do before it."""
+    trunk = spec.trunks.get(stage.name)
+    if trunk is None or not trunk.shared:
+        return 0
+    kept = (store.root / TRUNKS / trunk.digest / str(trunk.shared)).exists()
+    if not kept and store.finished_stage(trunk.shorter):
+        return 0
+    return forwards(replace(stage, updates=trunk.shared), spec.config.recipe, embedded).total()
 
 
 @cache

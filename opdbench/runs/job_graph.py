@@ -103,6 +103,8 @@ def _jobs(runner: Runner) -> Iterator[Job]:
             _say_reused(runner, stage)
             continue
         needs = frozenset(keys[name] for name in (*stage.starts, *(name for _, name in stage.teachers)))
+        if (trunk := spec.trunks.get(stage.name)) and trunk.shorter:
+            needs |= {f"{root}/stages/{trunk.shorter}"}
         title = f"stage {stage.name} of {spec.label}"
         yield Job(keys[stage.name], title, needs, partial(_train, spec, stage.name), runner.console)
     scores = []

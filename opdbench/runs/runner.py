@@ -30,6 +30,7 @@ from opdbench.runs.digests import BASE, experts, needed, scored
 from opdbench.runs.released import GivenAdapter
 from opdbench.runs.spec import RunSpec
 from opdbench.runs.trainer import Trainer
+from opdbench.runs.trunks import TRUNKS, Branch
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,9 @@ class Runner:
         teachers = self.teachers(stage, finished)
         start = adapters.mean([finished[name].adapter for name in stage.starts]) if stage.starts else None
         model, seed = self.model.at(stage.precision), self.config.seed_of(stage)
-        trainer = Trainer(stage, seed, model, self.evaluators, teachers, folder, start, self.team, self._note)
+        trunk = self.spec.trunks.get(stage.name)
+        branch = Branch(self.store.root / TRUNKS / trunk.digest, trunk.updates) if trunk else None
+        trainer = Trainer(stage, seed, model, self.evaluators, teachers, folder, start, self.team, self._note, branch)
         if trainer.state.update:
             self.console.note(f"stage {stage.name}: goes on at update {trainer.state.update}")
         adapter = trainer.run(lambda line: self.console.progress(stage.name, line["update"], stage.updates, line))

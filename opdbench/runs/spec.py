@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from opdbench.errors import unknown
 from opdbench.recipes.config import RunConfig
 from opdbench.runs.digests import built_on, is_named, plugins_of, run_digests, run_folder, stage_digests
 from opdbench.runs.engine import settle
+from opdbench.runs.trunks import PlannedStage, Trunk, chained, constant_updates, trunk_digests
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class RunSpec:
         folder: where its record goes.
         plugins: version of each loss and judge that does not come from opdbench.
         point: the value of a study's axis, for messages.
+        trunks: by stage, what it shares with stages of other lengths in the same command.
     """
 
     config: RunConfig
@@ -45,6 +47,7 @@ class RunSpec:
     plugins: Mapping[str, str]
     point: str = ""
     renewed: frozenset[str] = frozenset()
+    trunks: Mapping[str, Trunk] = field(default_factory=dict)
 
     @property
     def repeats(self) -> bool:
@@ -89,4 +92,20 @@ def plan_runs(
         specs.append(
             RunSpec(config, out, fresh, command, weights, stages, own, group, folder, plugins, renewed=renewed)
         )
-    return specs
+    return specs if fresh or again else _with_trunks(specs)
+
+
+def _with_trunks(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """The runs, with what their stages share with stages of other lengths."""
+    planned = []
+    for spec in specs:
+        digests = trunk_digests(spec.config, spec.weights, spec.plugins)
+        for stage in spec.config.recipe.stages:
+            if stage.name in digests:
+                own = spec.stages[stage.name]
+                planned.append(PlannedStage(digests[stage.name], own, constant_updates(stage)))
+    trunks = chained(planned)
+    return [
+        replace(spec, trunks={name: trunks[own] for name, own in spec.stages.items() if own in trunks})
+        for spec in specs
+    ]

@@ -29,6 +29,7 @@ from opdbench.registry import load
 from opdbench.runs.checkpoints import CHECKPOINT_EVERY, Checkpoint, StageFiles, State
 from opdbench.runs.plateau import Plateau, Validation, is_check, last_update, rate_factor
 from opdbench.runs.schedule import pick_prompts, shares
+from opdbench.runs.trunks import Branch, SavedTrunk
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -51,8 +52,9 @@ class Trainer:
         start: Adapter | None = None,
         team: Team = ALONE,
         note: Callable[[str], None] = _say_nothing,
+        branch: Branch | None = None,
     ) -> None:
-        """Build student, optimizer and actors; read the checkpoint if there is one."""
+        """Build student, optimizer and actors; read the checkpoint if there is one, or else the trunk's."""
         self.stage, self.seed, self.model, self.folder, self.team = stage, seed, model, folder, team
         self.loss: Loss = loss_options(load("losses", stage.loss), stage.options, stage.name)
         self.key = f"{seed}/{stage.name}"
@@ -68,9 +70,9 @@ class Trainer:
             betas=(0.9, 0.999),
             fused=self._fuses or None,
         )
-        built_on = {f"teacher/{task}": policy.adapter for task, policy in teachers.items()}
-        built_on |= {"start": start.digest()} if start else {}
-        self.files = StageFiles(folder, built_on, team, note)
+        self.built_on = {f"teacher/{task}": policy.adapter for task, policy in teachers.items()}
+        self.built_on |= {"start": start.digest()} if start else {}
+        self.files, self.branch, self.note = StageFiles(folder, self.built_on, team, note), branch, note
         self.lines: list[str] = []
         self.state = self._resume()
         self.actors = self._make_actors(teachers, evaluators)
@@ -140,7 +142,11 @@ class Trainer:
                     report(line)
                 if (update + 1) % CHECKPOINT_EVERY == 0 or update + 1 == last_update(self.stage, self.state.plateau):
                     self._save()
-        return Adapter(_on_host(self.state.average), self.lora)
+                if self.branch and update + 1 == self.branch.updates and self.team.leads:
+                    self._save()
+                    lines = self.files.log.read_text(encoding="utf-8").splitlines(keepends=True)
+                    self.branch.keep(SavedTrunk(self._checkpoint(), lines), self.built_on, self.team, self.note)
+        return Adapter(adapters.on_host(self.state.average), self.lora)
 
     def batch(self, update: int) -> Batch:
         """The prompts and noise of an update, the same whenever it is asked for."""
@@ -184,7 +190,7 @@ class Trainer:
         """Check the averaged policy on validation prompts, if that is due after `done` updates; its figures."""
         if self.validation is None or not is_check(self.stage, self.state.plateau, done):
             return {}
-        score, meter = self.validation.score(Adapter(_on_host(self.state.average), self.lora))
+        score, meter = self.validation.score(Adapter(adapters.on_host(self.state.average), self.lora))
         assert self.state.plateau is not None
         self.state.plateau = self.state.plateau.after(score, self.stage, done)
         self.state.meter.add(meter)
@@ -226,28 +232,39 @@ class Trainer:
         now = adapters.by_peft_name(self.parameters)
         if not torch.stack(torch._foreach_norm(list(now.values()), math.inf)).isfinite().all():
             raise self._diverged("a weight", "not finite")
-        _blend(self.state.average, now, min(self.stage.ema, (1 + update) / (10 + update)))
+        adapters.blend(self.state.average, now, min(self.stage.ema, (1 + update) / (10 + update)))
         if self.actors.old is not None:
-            _blend(self.state.old, now, self.loss.old_decay(update))
+            adapters.blend(self.state.old, now, self.loss.old_decay(update))
             self.model.move(self.actors.old, Adapter(self.state.old, self.lora))
 
     def _save(self) -> None:
         """Write log and checkpoint."""
-        if not self.team.leads:
-            return
+        if self.team.leads:
+            self.files.save(self._checkpoint(), self.lines)
+            self.lines.clear()
+
+    def _checkpoint(self) -> Checkpoint:
+        """All that the next update needs, now."""
         student = adapters.read(self.student.network)
         moments = {
             f"{kind}/{name}": value.detach().cpu().clone()
             for name, parameter in self.parameters.items()
             for kind, value in self.optimizer.state[parameter].items()
         }
-        state = replace(self.state, average=_on_host(self.state.average), old=_on_host(self.state.old))
-        self.files.save(Checkpoint(state, student, moments), self.lines)
-        self.lines.clear()
+        state = replace(self.state, average=adapters.on_host(self.state.average), old=adapters.on_host(self.state.old))
+        return Checkpoint(state, student, moments)
+
+    def _from_trunk(self) -> Checkpoint | None:
+        """The state in which a shorter stage began to anneal, with its log to be written as this stage's."""
+        saved = self.branch.load(self.built_on, self.team, self.note) if self.branch else None
+        if saved is None:
+            return None
+        self.lines = list(saved.lines)
+        return saved.checkpoint
 
     def _resume(self) -> State:
         """The state of the checkpoint, with student and optimizer set to it; a fresh state if there is none."""
-        checkpoint = self.files.load()
+        checkpoint = self.files.load() or self._from_trunk()
         if checkpoint is None:
             now = adapters.by_peft_name(self.parameters)
             fresh, old = ({name: tensor.clone() for name, tensor in now.items()} for _ in range(2))
@@ -276,14 +293,3 @@ def _check(stage: Stage, loss: Loss, teachers: Mapping[str, Policy], team: Team)
     if team.shards and stage.prompts % (team.size * len(stage.tasks)):
         each = f"{team.size} processes times {len(stage.tasks)} tasks"
         raise UserError(f"stage {stage.name!r}: {stage.prompts} prompts; FSDP expects a multiple of {each}")
-
-
-def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
-
-
-def _blend(target: Mapping[str, Tensor], now: Mapping[str, Tensor], keep: float) -> None:
-    """Move `target` towards `now` in place, all tensors by three calls: keep * target + (1 - keep) * now."""
-    held, values = list(target.values()), [now[name] for name in target]
-    torch._foreach_mul_(held, keep)
-    torch._foreach_add_(held, torch._foreach_mul(values, 1 - keep))
