@@ -7,12 +7,12 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from peft import LoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
+from typing import TYPE_CHECKING, Any
 
 from opdbench.errors import UserError
+
+if TYPE_CHECKING:  # PEFT takes seconds to import; see `adapters.py`
+    from peft import LoraConfig
 
 LOSSLESS_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base weights as they are."""
@@ -79,6 +79,8 @@ class AdapterSettings:
         targets = raw.get("target_modules")
         if isinstance(targets, list) and not all(isinstance(target, str) for target in targets):
             raise UserError(f"{where} has target_modules {targets!r}; expected names of layers")
+        from peft import LoraConfig
+
         try:
             for layers in (*(raw.get("rank_pattern") or ()), *(raw.get("alpha_pattern") or ())):
                 re.compile(layers)
@@ -88,6 +90,8 @@ class AdapterSettings:
 
     def adapts(self, layer: str) -> bool:
         """Whether the layer has matrices, by PEFT's own rule."""
+        from peft.tuners.tuners_utils import check_target_module_exists
+
         try:
             return bool(check_target_module_exists(self.config, layer))
         except (TypeError, ValueError, re.error) as error:

@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from opdbench.errors import UserError
 from opdbench.files import cannot_write
+
+if TYPE_CHECKING:  # PEFT takes seconds to import; a command that attaches no adapter goes without it
+    from peft import LoraConfig
 
 ATTENTION = tuple(
     f"attn.{name}"
@@ -38,6 +40,8 @@ class Lora:
 
     def config(self) -> LoraConfig:
         """PEFT's configuration; Gaussian A and zero B, so that a fresh adapter changes nothing."""
+        from peft import LoraConfig
+
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -155,12 +159,16 @@ def by_peft_name(parameters: Mapping[str, Tensor], name: str = "default") -> dic
 
 def read(network: nn.Module) -> dict[str, Tensor]:
     """Copies of the attached adapter's tensors by PEFT name, fp32 on the CPU."""
+    from peft import get_peft_model_state_dict
+
     state = get_peft_model_state_dict(network, adapter_name="default")
     return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}
 
 
 def write(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Set the attached adapter's tensors; a missing or unknown one is an error, never a zero."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
     expected = set(get_peft_model_state_dict(network, adapter_name="default"))
     if expected != set(tensors):
         wrong = sorted(expected ^ set(tensors))

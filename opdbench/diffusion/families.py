@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
 from opdbench.errors import UserError
@@ -39,14 +38,14 @@ class Family(Protocol):
     """A kind of pipeline that opdbench trains.
 
     Attributes:
-        pipeline, denoiser: classes of diffusers.
+        pipeline, denoiser: names of classes of diffusers, which is not imported until one of them is loaded.
         encoders: names of the pipeline's text encoders.
         stacks: names of the denoiser's lists of blocks.
         tokens: text tokens of a condition, at most.
     """
 
-    pipeline: ClassVar[Any]
-    denoiser: ClassVar[Any]
+    pipeline: ClassVar[str]
+    denoiser: ClassVar[str]
     encoders: ClassVar[tuple[str, ...]]
     stacks: ClassVar[tuple[str, ...]]
     tokens: ClassVar[int]
@@ -97,8 +96,8 @@ class Family(Protocol):
 class StableDiffusion3:
     """Stable Diffusion 3 and 3.5: classifier-free guidance, latents as they are."""
 
-    pipeline: ClassVar[Any] = StableDiffusion3Pipeline
-    denoiser: ClassVar[Any] = SD3Transformer2DModel
+    pipeline: ClassVar[str] = "StableDiffusion3Pipeline"
+    denoiser: ClassVar[str] = "SD3Transformer2DModel"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     tokens: ClassVar[int] = CLIP_TEXT + MAX_TEXT
@@ -151,8 +150,8 @@ class Flux:
     `true_cfg_scale`.
     """
 
-    pipeline: ClassVar[Any] = FluxPipeline
-    denoiser: ClassVar[Any] = FluxTransformer2DModel
+    pipeline: ClassVar[str] = "FluxPipeline"
+    denoiser: ClassVar[str] = "FluxTransformer2DModel"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
     tokens: ClassVar[int] = MAX_TEXT
@@ -221,16 +220,14 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     return cells.reshape(count, size // CELL**2, height, width)
 
 
-FAMILIES: Mapping[str, type[StableDiffusion3] | type[Flux]] = {
-    kind.pipeline.__name__: kind for kind in (StableDiffusion3, Flux)
-}
+FAMILIES: Mapping[str, type[StableDiffusion3] | type[Flux]] = {kind.pipeline: kind for kind in (StableDiffusion3, Flux)}
 """By name of the pipeline's class."""
 
 
 def of_denoiser(config: Mapping[str, Any]) -> Family | None:
     """The family of a denoiser's configuration; None for others."""
-    if config.get("_class_name") == StableDiffusion3.denoiser.__name__:
+    if config.get("_class_name") == StableDiffusion3.denoiser:
         return StableDiffusion3()
-    if config.get("_class_name") == Flux.denoiser.__name__:
+    if config.get("_class_name") == Flux.denoiser:
         return Flux(bool(config.get("guidance_embeds")))
     return None

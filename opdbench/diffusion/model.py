@@ -18,7 +18,6 @@ from opdbench.diffusion import adapters
 from opdbench.diffusion.adapters import Adapter, Lora
 from opdbench.diffusion.compiling import compile_blocks
 from opdbench.diffusion.families import Condition, Family, StableDiffusion3, blocks_of
-from opdbench.diffusion.lora_layer import fuse
 from opdbench.diffusion.sources import TINY, family_of, load_denoiser, load_pipeline
 from opdbench.diffusion.walk import Velocity
 from opdbench.errors import UserError
@@ -209,6 +208,8 @@ class Model:
         self._fits(lora, start)
         network = self._layers()
         adapters.attach(network, lora, seed)
+        from opdbench.diffusion.lora_layer import fuse  # imports PEFT
+
         fuse(network)
         if start is not None:
             adapters.write(network, start.tensors)

@@ -9,9 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
 from opdbench.diffusion.families import FAMILIES, Family, StableDiffusion3, of_denoiser
 from opdbench.errors import UserError
@@ -81,14 +79,14 @@ def family_of(source: str) -> Family:
     config = _denoiser_config(source)
     family = of_denoiser(config)
     if family is None:
-        known = " or a ".join(kind.denoiser.__name__ for kind in FAMILIES.values())
+        known = " or a ".join(kind.denoiser for kind in FAMILIES.values())
         raise UserError(f"the denoiser of model {source!r} is a {config.get('_class_name')!r}; expected a {known}")
     return family
 
 
 def outline(source: str) -> Any:
     """The denoiser's layers without weights, on the meta device; reads its configuration only."""
-    denoiser = family_of(source).denoiser
+    denoiser = _class(family_of(source).denoiser)
     with torch.device("meta"):
         return denoiser.from_config(_denoiser_config(source))
 
@@ -96,28 +94,38 @@ def outline(source: str) -> Any:
 def _denoiser_config(source: str) -> dict[str, Any]:
     with _loading(source) as location:
         # Any denoiser's class reads any denoiser's configuration.
-        config: dict[str, Any] = StableDiffusion3.denoiser.load_config(location, subfolder="transformer")
+        config: dict[str, Any] = _class(StableDiffusion3.denoiser).load_config(location, subfolder="transformer")
     return config
 
 
 def load_pipeline(source: str, family: Family) -> Any:
     """The whole pipeline in fp32, on the CPU."""
     with _loading(source) as location:
-        return family.pipeline.from_pretrained(location, torch_dtype=torch.float32, use_safetensors=True)
+        return _class(family.pipeline).from_pretrained(location, torch_dtype=torch.float32, use_safetensors=True)
 
 
 def load_denoiser(source: str, family: Family) -> Any:
     """The denoiser alone, fp32 on the CPU."""
     with _loading(source) as location:
-        return family.denoiser.from_pretrained(
+        return _class(family.denoiser).from_pretrained(
             location, subfolder="transformer", torch_dtype=torch.float32, use_safetensors=True
         )
+
+
+def _class(name: str) -> Any:
+    """A class of diffusers, which takes seconds to import; what needs no weights goes without it."""
+    import diffusers
+
+    return getattr(diffusers, name)
 
 
 @contextmanager
 def _loading(source: str) -> Iterator[str]:
     """Yield the folder or hub id to load from; silences the libraries and turns their errors into `UserError`."""
     location = locate(source)
+    import diffusers
+    import transformers
+
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()

@@ -48,6 +48,13 @@ def test_help_is_quick_and_needs_no_torch():
     assert spent < 0.5 * float(os.environ.get("OPDBENCH_SLOWNESS", "3"))
 
 
+def test_methods_are_known_without_the_libraries_that_load_models():
+    """They take more seconds to import than `opdbench list` needs for everything else."""
+    probe = "import sys, opdbench.methods; print(sorted({'diffusers', 'peft', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_run_leaves_table_record_grid_and_rows(finished):
     out, done = finished
     rows = json.loads(done.stdout)["rows"]
