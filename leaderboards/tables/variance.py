@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -20,8 +20,13 @@ def load_studies(out: Path) -> list[VarianceRecord]:
 
 def variance_blocks(record: VarianceRecord) -> list[Block]:
     """Estimators by setting, the closed forms beside what was measured, and the settings themselves."""
-    shown = [_estimators(list(rows)) for _, rows in groupby(record.table_rows(), _setting_key)]
-    return [*shown, _laws(record), _scenes(record)]
+    shown = [list(rows) for _, rows in groupby(record.table_rows(), _setting_key)]
+    frozen = {
+        (row.setting, row.estimator): row.trace
+        for row in record.rows
+        if row.states == "frozen" and row.space == "lora" and row.step is None
+    }
+    return [*map(_estimators, shown), *(_sources(rows, frozen) for rows in shown), _laws(record), _scenes(record)]
 
 
 def figure(value: float | None, error: float | None, digits: int = 3) -> str:
@@ -57,6 +62,40 @@ def _estimators(rows: Sequence[Row]) -> Block:
         "estimators of the whole path's gradient; cosine: with `analytic` on the same 4 pictures",
     )
     return Block(f"Gradient of {_name(rows[0].setting)}", columns, tuple(lines), notes)
+
+
+def _sources(rows: Sequence[Row], frozen: Mapping[tuple[Setting, str], float]) -> Block:
+    """What a gradient of equal noise costs, and where its noise comes from.
+
+    Args:
+        rows: of one setting.
+        frozen: traces from the noise of single steps alone, by setting and estimator.
+    """
+    analytic = next(row.forwards for row in rows if row.estimator == "analytic")
+    lines = []
+    for row in rows:
+        cost = row.forwards / analytic if row.forwards and analytic else None
+        dear = [value * cost if value is not None and cost else None for value in (row.ratio, row.ratio_se)]
+        own = frozen.get((row.setting, row.estimator))
+        action = own / row.trace if own is not None and row.trace else None
+        walks = 1 - row.prompt_share - action if row.prompt_share is not None and action is not None else None
+        texts = [row.estimator, str(row.forwards or "-"), figure(row.ratio, row.ratio_se), figure(dear[0], dear[1])]
+        texts += [figure(row.adam_ratio, row.adam_ratio_se), _percent(row.prompt_share, row.prompt_share_se)]
+        lines.append(tuple(Text(text) for text in (*texts, _percent(walks), _percent(action))))
+    columns = ("estimator", "forwards", "x analytic", "at equal cost", "in Adam's metric", "prompts", "walks", "noise")
+    notes = (
+        "forwards: per step and picture in training; at equal cost: times forwards over those of `analytic`",
+        "Adam's metric: each weight divided by the root mean square of its analytic gradient",
+        "prompts: share of the trace that is between prompts; noise: of the steps' own noise, at frozen states; walks: "
+        "the rest, from initial noise and earlier steps; `ode` has the weights of the ODE, so its trace has no ratio",
+    )
+    return Block(f"Cost and sources of noise: {_name(rows[0].setting)}", columns, tuple(lines), notes)
+
+
+def _percent(share: float | None, error: float | None = None) -> str:
+    if share is None:
+        return "-"
+    return f"{share:.0%}" + (f" ± {error:.0%}" if error else "")
 
 
 def _truth(rows: Iterable[Row]) -> str:

@@ -132,11 +132,14 @@ class Estimator:
             velocities is the estimate.
         whole: whether it estimates the gradient of the whole path, so that the visits must form a walk.
         law: the trace of its covariance at one step in closed form, if known.
+        forwards: of a step and picture in training, a backward pass counted as two: the student's with gradient, the
+            teacher's, and for all but `analytic` those of the walk, which is done before costs are known.
     """
 
     losses: Callable[[Sequence[Visit], int], Tensor]
     whole: bool = False
     law: Law | None = None
+    forwards: int = 5
 
 
 def cotangents(estimator: Estimator, path: Sequence[Visit], group: int) -> list[Tensor]:
@@ -225,7 +228,7 @@ def _k3_law(gap: float, d: int, group: int) -> float:
 
 
 ESTIMATORS: Mapping[str, Estimator] = {
-    "analytic": Estimator(_each(lambda v, g: v.kl), law=lambda gap, d, g: 0.0),
+    "analytic": Estimator(_each(lambda v, g: v.kl), law=lambda gap, d, g: 0.0, forwards=4),
     "ppo": Estimator(_each(lambda v, g: v.rho * v.kl), law=lambda gap, d, g: d * (gap / 2) ** 2),
     "ppo-mean": Estimator(_each(lambda v, g: ratio(v.step) * v.kl), law=lambda gap, d, g: (gap / 2) ** 2 / d),
     "clipped": Estimator(_each(_clipped)),

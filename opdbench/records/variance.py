@@ -65,6 +65,10 @@ class Row:
         cosine: mean over draws of the cosine with `analytic` on the same draw.
         cosines: histogram of it, 40 equal bins over [-1, 1]; empty where it was not kept.
         law: the trace in closed form, if there is one.
+        forwards: of a step and picture in training; None for what is not trained with.
+        adam_ratio: trace over that of `analytic` in Adam's metric, where each weight is divided by the root mean square
+            of its analytic gradient.
+        prompt_share: share of the trace that is between prompts, not between pictures of one prompt.
     """
 
     setting: Setting
@@ -87,6 +91,11 @@ class Row:
     cosine_se: float | None = None
     cosines: tuple[int, ...] = ()
     law: float | None = None
+    forwards: int | None = None
+    adam_ratio: float | None = None
+    adam_ratio_se: float | None = None
+    prompt_share: float | None = None
+    prompt_share_se: float | None = None
 
 
 @dataclass(frozen=True)

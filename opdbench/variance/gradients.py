@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from opdbench.core import Sampler
 from opdbench.diffusion import adapters
+from opdbench.diffusion.flow import transitions
 from opdbench.diffusion.walk import Noise
 from opdbench.methods.base import Actors, Batch
-from opdbench.methods.estimators import Visit
+from opdbench.methods.estimators import ESTIMATORS, Visit, cotangents
+from opdbench.methods.opd import OPD
 from opdbench.variance.moments import Sketch
 from opdbench.variance.subject import StudySubject
 
@@ -36,7 +39,7 @@ def project(
         span = _span(torch.stack([pull[k] for pull in pulls]) / len(batch))
         for share, pull in zip(span.shares.T, span.basis, strict=True):
             gradient = torch.autograd.grad(velocity, parameters, pull, retain_graph=True, materialize_grads=True)
-            out[k] += share[:, None] * sketch(torch.cat([g.flatten() for g in gradient]))
+            out[k] += share[:, None] * sketch(_flat(gradient))
     return out
 
 
@@ -66,8 +69,35 @@ def pathwise_gradient(subject: StudySubject, batch: Batch) -> Tensor:
     path = subject.walk(batch, grad=True, through=True)
     loss = torch.stack([seen.kl for seen in path]).sum(0).mean()
     parameters = list(adapters.trainable(subject.actors.student.network).values())
-    gradient = torch.autograd.grad(loss, parameters, materialize_grads=True)
-    return torch.cat([g.flatten() for g in gradient])
+    return _flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
+
+
+def analytic_gradient(subject: StudySubject, batch: Batch) -> Tensor:
+    """The analytic gradient of a walk's KL, mean over pictures, flat and not projected."""
+    path = subject.walk(batch)
+    student = subject.actors.student
+    parameters = list(adapters.trainable(student.network).values())
+    total = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    for seen, pull in zip(path, cotangents(ESTIMATORS["analytic"], path, batch.images), strict=True):
+        velocity = student.velocity(seen.step.x, seen.step.transition.t, batch.condition)
+        total += _flat(torch.autograd.grad(velocity, parameters, pull / len(batch), materialize_grads=True))
+    return total
+
+
+def ode_gradient(subject: StudySubject, batch: Batch) -> Tensor:
+    """OPD's gradient as its default recipe trains it, along walks of the ODE with the ODE's weights, flat."""
+    actors, setting = subject.actors, subject.setting
+    sampler = Sampler("ode", setting.steps, 0.0, actors.sampler.guidance)
+    walked = replace(actors, sampler=sampler, steps=transitions(sampler, actors.model.sigmas(setting.steps)))
+    parameters = list(adapters.trainable(actors.student.network).values())
+    total = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    for loss in OPD(last_step=setting.last_step).losses(batch, walked):
+        total += _flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
+    return total
+
+
+def _flat(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def redraw(seen: Visit, noise: Noise, copies: int) -> Visit:

@@ -2,7 +2,8 @@
 
 Randomness is redrawn in two ways. *Redrawn*: each draw is a prompt with a group of the student's walks, as in
 training. The gradient of every estimator in the adapter's weights is measured for each step and in total; the
-gradient through the sampler (`pathwise`) is the truth for estimators of the whole path. *Frozen*: the states of a few
+gradient through the sampler (`pathwise`) is the truth for estimators of the whole path, and `ode` is OPD's own
+gradient along walks of the ODE, a truth of its own. *Frozen*: the states of a few
 walks are held and only the noise of each step is redrawn. Estimators of single steps are measured in the weights and
 in the coordinate mu_S / std, where they have closed forms (`estimators.ESTIMATORS`).
 
@@ -25,16 +26,17 @@ from opdbench.diffusion.walk import Noise
 from opdbench.errors import UserError
 from opdbench.methods.estimators import ESTIMATORS, Estimator, Visit, cotangents
 from opdbench.records.variance import Row, StudyScene
-from opdbench.variance.gradients import pathwise_gradient, project, redraw
+from opdbench.variance.gradients import ode_gradient, pathwise_gradient, project, redraw
 from opdbench.variance.moments import Cosines, Moments, Sketch
 from opdbench.variance.rows import Measured, rows_of, scene_of
+from opdbench.variance.sources import DoubleSketch, adam_scale, apart, with_sources
 from opdbench.variance.subject import StudySubject
 
 GROUP = 4
 """Pictures per prompt; for frozen states, redraws per state and draw."""
 STATES = 4
 """Walks whose states are frozen."""
-PATHWISE = "pathwise"
+ODE, PATHWISE = "ode", "pathwise"
 LOCAL: Mapping[str, Estimator] = {name: each for name, each in ESTIMATORS.items() if not each.whole}
 
 
@@ -56,41 +58,54 @@ def measure(subject: StudySubject, draws: int, pathwise: bool) -> Measurement:
     """
     start = time.perf_counter()
     weights = sum(p.numel() for p in adapters.trainable(subject.actors.student.network).values())
-    sketch = Sketch(weights, subject.seed)
-    walked = redrawn(subject, sketch, draws, pathwise)
-    rows = walked.rows + frozen(subject, sketch, draws)
+    walked = redrawn(subject, draws, pathwise)
+    rows = walked.rows + frozen(subject, Sketch(weights, subject.seed), draws)
     return Measurement(replace(walked.scene, seconds=time.perf_counter() - start), rows)
 
 
-def redrawn(subject: StudySubject, sketch: Sketch, draws: int, pathwise: bool) -> Measurement:
+def redrawn(subject: StudySubject, draws: int, pathwise: bool) -> Measurement:
     """Measure every estimator over new prompts, initial noises and walks."""
-    names = [*ESTIMATORS, *([PATHWISE] if pathwise else [])]
-    steps, total, cosines, kls = None, Moments(1, len(names), sketch.size), Cosines(len(names)), []
+    names = [*ESTIMATORS, ODE, *([PATHWISE] if pathwise else [])]
+    sketch = DoubleSketch(subject.seed, adam_scale(subject, GROUP))
+    count, size, steps, kls = len(ESTIMATORS), sketch.half, None, []
+    total, in_adam, cosines = Moments(1, len(names), size), Moments(1, len(names), size), Cosines(len(names))
+    pictures = Moments(1, count * GROUP, size)
     times: list[float] = []
     for index in range(draws):
         batch = subject.batch("redrawn", index, 1, GROUP)
         path = subject.walk(batch)
         pulls = [cotangents(each, path, GROUP) for each in ESTIMATORS.values()]
-        draw = project(subject.actors, batch, path, pulls, sketch)
-        whole = draw.sum(0)
-        if pathwise:
-            again = subject.batch("redrawn", index, 1, GROUP)
-            whole = torch.cat([whole, sketch(pathwise_gradient(subject, again))[None]])
-        steps = steps or Moments(len(path), len(ESTIMATORS), sketch.size)
-        steps.add(draw)
-        total.add(whole[None])
-        cosines.add(whole)
+        draw = project(subject.actors, batch, path, [*pulls, *apart(pulls, GROUP)], sketch)
+        whole = torch.cat([draw[:, :count].sum(0), *_others(subject, index, sketch, pathwise)])
+        steps = steps or Moments(len(path), count, size)
+        steps.add(draw[:, :count, :size])
+        pictures.add(draw[:, count:, :size].sum(0)[None])
+        total.add(whole[None, :, :size])
+        in_adam.add(whole[None, :, size:])
+        cosines.add(whole[:, :size])
         kls.append(torch.stack([seen.kl.mean() for seen in path]).cpu())
         times = [seen.step.transition.t for seen in path]
     if steps is None or not torch.stack(kls).any():
         raise UserError(f"the student at {subject.setting.at!r} is its teacher, with no gradient; name another stage")
     truth = PATHWISE if pathwise else "hybrid"
-    refer = [truth if name == PATHWISE or ESTIMATORS[name].whole else "analytic" for name in names]
+    refer = [name if name == ODE else truth if _is_whole(name) else "analytic" for name in names]
     whole_walk = Measured(subject.setting, "redrawn", "lora", total.jackknife(), names, refer, GROUP, cosines)
     local = ["hybrid" if each.whole else "analytic" for each in ESTIMATORS.values()]
     by_step = Measured(subject.setting, "redrawn", "lora", steps.jackknife(), list(ESTIMATORS), local, GROUP)
-    rows = rows_of(whole_walk) + [row for k in range(len(times)) for row in rows_of(by_step, k)]
+    whole_rows = [replace(r, ratio=None, ratio_se=None) if r.estimator == ODE else r for r in rows_of(whole_walk)]
+    rows = with_sources(whole_rows, in_adam.jackknife(), pictures.jackknife(), GROUP)
+    rows += [row for k in range(len(times)) for row in rows_of(by_step, k)]
     return Measurement(scene_of(whole_walk, torch.stack(kls), times, truth, GROUP, sketch.error), rows)
+
+
+def _is_whole(name: str) -> bool:
+    return name == PATHWISE or ESTIMATORS[name].whole
+
+
+def _others(subject: StudySubject, index: int, sketch: Sketch, pathwise: bool) -> list[Tensor]:
+    """Gradients of the same draw that are not of the visits of its walk, `(1, K)` each."""
+    kinds = [ode_gradient, *([pathwise_gradient] if pathwise else [])]
+    return [sketch(kind(subject, subject.batch("redrawn", index, 1, GROUP)))[None] for kind in kinds]
 
 
 def frozen(subject: StudySubject, sketch: Sketch, draws: int) -> list[Row]:

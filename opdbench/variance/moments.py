@@ -35,17 +35,21 @@ class Sketch:
     def __init__(self, dims: int, seed: int, size: int = SKETCH) -> None:
         """A projection of vectors of `dims` coordinates."""
         generator = torch.Generator().manual_seed(seed)
-        self.exact, self.size = dims <= size, min(dims, size)
+        self.exact, self._dims = dims <= size, min(dims, size)
+        self.size = self._dims
         self._target = torch.randint(size, (dims,), generator=generator)
         self._sign = 2.0 * torch.randint(2, (dims,), generator=generator) - 1
         self.error = 0.0 if self.exact else math.sqrt(2 / size)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Project `(..., dims)` to `(..., size)`, fp64 on the CPU."""
-        vectors = vectors.detach().cpu()
+        return self.project(vectors.detach().cpu())
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """The same for vectors on the CPU without gradient."""
         if self.exact:
             return vectors.double()
-        out = torch.zeros(*vectors.shape[:-1], self.size, dtype=torch.float64)
+        out = torch.zeros(*vectors.shape[:-1], self._dims, dtype=torch.float64)
         return out.index_add_(-1, self._target, (vectors * self._sign).double())
 
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from opdbench.variance.subject import StudySubject
 
 
+VERSION = 2
+"""Of what is measured; a study of another version is another study."""
+
+
 @dataclass(frozen=True)
 class GridPoint:
     """A setting that is to be measured.
@@ -147,7 +151,7 @@ def run_study(
 
     runner = Runner(spec, make_console())
     used = {name: runner.spec.stages[name] for name in _needed(runner.config.recipe.stages[-1], grid)}
-    name = digest([SCHEMA, used, grid, draws, pathwise, runner.config.seed, runner.spec.weights])
+    name = digest([SCHEMA, VERSION, used, grid, draws, pathwise, runner.config.seed, runner.spec.weights])
     folder = spec.out / f"variance-{runner.config.recipe.name}-s{runner.config.seed}-{name[:8]}"
     study = Study(spec, name, used, grid, draws, pathwise, folder)
     with runner.store.lock("study", folder.name, f"study {folder.name}"):

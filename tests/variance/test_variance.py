@@ -12,10 +12,7 @@ from records import ENVIRONMENT, World, make_runs
 from typer.testing import CliRunner
 
 from opdbench import cli
-from opdbench.core import Meter, Sampler
 from opdbench.diffusion import adapters
-from opdbench.diffusion.adapters import Adapter, Lora
-from opdbench.diffusion.flow import transitions
 from opdbench.errors import UserError
 from opdbench.leaderboards.check.claims import load_claims
 from opdbench.leaderboards.check.gradients import GradientClaim, judge_gradients
@@ -23,44 +20,15 @@ from opdbench.leaderboards.numbers.runs import load_runs
 from opdbench.leaderboards.plots.estimators import write_curves, write_figures
 from opdbench.leaderboards.tables.curves import EstimatorCurve, curve_block, read_curves
 from opdbench.leaderboards.tables.variance import load_studies, variance_blocks
-from opdbench.methods.base import Actors
 from opdbench.methods.estimators import ESTIMATORS, cotangents
 from opdbench.recipes.config import load_recipe
-from opdbench.records.variance import Setting, VarianceRecord, flat
+from opdbench.records.variance import VarianceRecord, flat
 from opdbench.registry import recipe
-from opdbench.tiny.prompts import ocr_prompts
 from opdbench.variance import measure as variance
 from opdbench.variance.gradients import project
 from opdbench.variance.moments import Sketch
-from opdbench.variance.subject import StudySubject
 
-LORA = Lora(2, 4, ("to_q", "to_v"))
-SDE = Sampler("flow-sde", 2, 0.7)
 Z = 4.0
-
-
-@pytest.fixture(scope="module")
-def subject(model):
-    """A student and a teacher that is a little elsewhere."""
-
-    def adapter(seed, size):
-        policy, generator = model.student(LORA, 1.0, seed), torch.Generator().manual_seed(seed)
-        shapes = {name: t.shape for name, t in adapters.read(policy.network).items()}
-        return Adapter({n: size * torch.randn(s, generator=generator) for n, s in shapes.items()}, LORA)
-
-    actors = Actors(
-        model=model,
-        student=model.student(LORA, 1.0, 0, adapter(0, 0.05)),
-        base=model.frozen(None, 1.0),
-        old=None,
-        teachers={"ocr": model.frozen(adapter(1, 0.05), 1.0)},
-        evaluators={},
-        sampler=SDE,
-        steps=transitions(SDE, model.sigmas(SDE.steps)),
-        meter=Meter(),
-    )
-    setting = Setting("ocr", "start", SDE.name, SDE.steps, SDE.noise_level, 8)
-    return StudySubject(setting, actors, ocr_prompts("train")[:40], model.latent_shape, 0)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +79,7 @@ def test_frozen_states_have_the_closed_forms_and_no_bias(measured):
 def test_redrawn_walks_are_compared_with_the_gradient_through_the_sampler(measured):
     scene, rows = measured.scene, measured.rows
     found = pick(rows, states="redrawn", space="lora", step=None)
-    assert set(found) == {*ESTIMATORS, "pathwise"}
+    assert set(found) == {*ESTIMATORS, "ode", "pathwise"}
     assert {row.reference for name, row in found.items() if name in ("hybrid", "grpo", "pathwise")} == {"pathwise"}
     assert found["analytic"].ratio == pytest.approx(1)
     assert found["analytic"].cosine == pytest.approx(1)
@@ -158,9 +126,11 @@ def test_figures_are_whole_and_the_same_every_time(record, tmp_path):
 
 
 def test_tables_have_a_line_an_estimator(record):
-    estimators, laws, scenes = variance_blocks(record)
-    assert [row[0].text for row in estimators.rows] == [*ESTIMATORS, "pathwise"]
-    assert {len(row) for block in (estimators, laws, scenes) for row in block.rows} == {8, 6, 5}
+    estimators, sources, laws, scenes = variance_blocks(record)
+    for block in (estimators, sources):
+        assert [row[0].text for row in block.rows] == [*ESTIMATORS, "ode", "pathwise"]
+    widths = [{len(row) for row in block.rows} for block in (estimators, sources, laws, scenes)]
+    assert widths == [{8}, {8}, {6}, {5}]
 
 
 def altered(record, name, change, **where):
@@ -244,7 +214,7 @@ def test_the_command_leaves_record_figures_and_one_row_a_setting(tmp_path):
     assert done.exception is None, done.output
     rows = json.loads(done.stdout)
     keys = [(row["estimator"], row["noise_level"], row["task"]) for row in rows]
-    assert len(set(keys)) == len(keys) == 2 * (len(ESTIMATORS) + 1)
+    assert len(set(keys)) == len(keys) == 2 * (len(ESTIMATORS) + 2)
     (folder,) = tmp_path.glob("variance-*")
     assert {"variance.json", "step.svg", "noise-level.png"} <= {path.name for path in folder.iterdir()}
     assert not (folder / "settings").exists()
