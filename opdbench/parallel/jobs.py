@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -21,6 +22,9 @@ from opdbench.files import of_the_disk
 
 if TYPE_CHECKING:
     from opdbench.console.progress import Console
+
+PATIENCE = 10.0
+"""Seconds that a process without work may take to end."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def attempt(work: Callable[[Console], None], console: Console) -> str:
 
 
 def _share(plan: Plan, workers: int) -> None:
-    """Keep up to `workers` processes busy; they are terminated when this function ends for any reason."""
+    """Keep up to `workers` processes busy; they end when this function does, whatever the reason."""
     idle: list[_Worker] = []
     busy: dict[Connection, _Worker] = {}
     try:
@@ -124,8 +128,12 @@ def _share(plan: Plan, workers: int) -> None:
                     if worker.process.is_alive():
                         idle.append(worker)
     finally:
-        for worker in (*idle, *busy.values()):
+        for worker in busy.values():
             worker.process.terminate()
+        for worker in idle:
+            worker.dismiss()
+        for worker in idle:
+            worker.end()
 
 
 class _Worker:
@@ -144,6 +152,16 @@ class _Worker:
         """Send a job to the process."""
         self.job = job
         self.line.send(job.work)
+
+    def dismiss(self) -> None:
+        """Tell an idle process that there is no more work."""
+        with suppress(OSError):  # it is dead
+            self.line.send(None)
+
+    def end(self) -> None:
+        """Let a dismissed process give back its semaphores, as a terminated one does not; terminate it in the end."""
+        self.process.join(PATIENCE)
+        self.process.terminate()
 
     def hear(self) -> str | None:
         """Handle one message; returns None while the job runs, and why it failed, or "", at its end."""
@@ -177,8 +195,7 @@ def _serve(line: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     quiet_libraries()
-    while True:
-        work = line.recv()
+    while (work := line.recv()) is not None:
         line.send(("ended", attempt(work, _PipedConsole(line))))
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from chores import Heard, die, fail, meet, write
+from chores import Heard, die, fail, meet, tidy, write
 
 from opdbench.errors import UserError
 from opdbench.parallel.jobs import Job, run_jobs
@@ -59,6 +59,13 @@ def test_two_workers_work_at_once(tmp_path):
         Job(str(k), "", frozenset(), partial(meet, *pair), Heard()) for k, pair in enumerate([(one, two), (two, one)])
     ]
     run_jobs(jobs, 2)
+
+
+def test_workers_without_work_give_back_what_they_hold(tmp_path):
+    """Terminated ones leave semaphores, of which Python warns after the command's last line."""
+    places = [tmp_path / name for name in "ab"]
+    run_jobs([Job(place.name, "", frozenset(), partial(tidy, place), Heard()) for place in places], 2)
+    assert all(place.exists() for place in places)
 
 
 def test_the_second_thread_works_on_the_first_ones_gpu(monkeypatch):
