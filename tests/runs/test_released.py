@@ -50,11 +50,11 @@ def rewrite(folder, change):
 
 
 def test_peft_itself_writes_what_is_read(model, adapter, tmp_path):
-    from peft import PeftModel, get_peft_model
+    from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 
     network = get_peft_model(model.frozen(None, 1.0).network.__class__.from_config(model.base.config), LORA.config())
     assert isinstance(network, PeftModel)
-    adapters.set_peft_model_state_dict(network, {adapter_files.PEFT_PREFIX + k: t for k, t in adapter.tensors.items()})
+    set_peft_model_state_dict(network, {adapter_files.PEFT_PREFIX + k: t for k, t in adapter.tensors.items()})
     network.save_pretrained(tmp_path)
     found = released.fetch(str(tmp_path))
     assert found.lora == LORA
